@@ -1,0 +1,1 @@
+"""One number per patient from all of that patient's scans: a plugin package for MONAI."""

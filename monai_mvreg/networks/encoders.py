@@ -1,0 +1,172 @@
+"""Scan -> embedding: what turns any network into an encoder ``(M, C, *spatial) -> (M, E)``.
+
+Encoders come from timm (``timm.create_model(name, num_classes=0, in_chans=C)``), MONAI or your own module; the parts
+here add what those lack: freezing that stays frozen, the end cut off, slices of a volume, weights from a file.
+"""
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+class PretrainedEncoder(nn.Module):
+    """Keep a pretrained encoder frozen, but for the parts named to learn.
+
+    Frozen parts stay in evaluation mode whatever ``train()`` says, and an encoder without a learning part runs without
+    a graph. Batch normalisation keeps its pretrained statistics in the learning parts too: a batch of a few patients'
+    scans is too small and too alike to estimate them.
+
+    Args:
+        encoder: a network ``(M, C, *spatial) -> (M, E)``.
+        learn: patterns of parameter names, such as ``["layer4.*"]`` or ``["*"]`` for all; ``[]`` freezes everything.
+
+    Raises:
+        ValueError: if a pattern matches no parameter.
+
+    Example:
+        >>> frozen = PretrainedEncoder(nn.Linear(3, 2), learn=[])
+        >>> [p.requires_grad for p in frozen.train().parameters()], frozen.encoder.training
+        ([False, False], False)
+    """
+
+    def __init__(self, encoder: nn.Module, *, learn: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.encoder = encoder
+        names = [name for name, _ in encoder.named_parameters()]
+        for pattern in learn:
+            if not fnmatch.filter(names, pattern):
+                stages = [f"{name}.*" for name, child in encoder.named_children() if any(child.parameters())]
+                raise ValueError(f"expected learn to name parameters of the encoder, such as {stages}, got {pattern!r}")
+        for name, parameter in encoder.named_parameters():
+            parameter.requires_grad = any(fnmatch.fnmatchcase(name, pattern) for pattern in learn)
+        self.frozen = not learn
+        self.train()
+
+    def train(self, mode: bool = True) -> "PretrainedEncoder":
+        """Set the mode of the learning parts; frozen parts and batch normalisation stay in evaluation mode."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            own = list(module.parameters())
+            learns = any(parameter.requires_grad for parameter in own)
+            if not learns and (own or self.frozen) or isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.training = False
+        return self
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Embed ``(M, C, *spatial)`` as ``(M, E)``."""
+        if self.frozen:
+            with torch.no_grad():
+                return self.encoder(image)
+        return self.encoder(image)
+
+
+class SliceEncoder(nn.Module):
+    """Encode a volume slice by slice with a 2D encoder (2.5D): the mean over the slices of the last axis.
+
+    Args:
+        encoder: a 2D network ``(M, C, H, W) -> (M, E)``.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Embed ``(M, C, H, W, D)`` as ``(M, E)``."""
+        scans, depth = image.shape[0], image.shape[4]
+        slices = image.permute(0, 4, 1, 2, 3).flatten(0, 1)
+        return self.encoder(slices).unflatten(0, (scans, depth)).mean(1)
+
+
+class TokenEncoder(nn.Module):
+    """Average the tokens of a transformer such as ``monai.networks.nets.ViT`` (which returns tokens and hidden states).
+
+    Args:
+        network: returns the tokens ``(M, L, E)`` first in a tuple.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Embed ``(M, C, *spatial)`` as ``(M, E)``."""
+        return self.network(image)[0].mean(1)
+
+
+def cut_layer(network: nn.Module, name: str) -> nn.Module:
+    """Take the classification layer off a network, so that it returns the embedding in front of it.
+
+    Args:
+        network: for example MONAI's ``DenseNet121`` or ``EfficientNetBN``.
+        name: the layer's dotted name, ``"class_layers.out"`` or ``"_fc"`` in these two.
+
+    Raises:
+        AttributeError: if the network has no such layer.
+    """
+    network.get_submodule(name)
+    network.set_submodule(name, nn.Identity())
+    return network
+
+
+def load_weights(network: nn.Module, path: str) -> nn.Module:
+    """Load pretrained weights from a local file into a network whose classification layer may differ or be missing.
+
+    Reads a bare state dict and the nested form of MedicalNet (``{"state_dict": {"module.conv1.weight": ...}}``).
+    Tensors only: a file that holds code is refused by torch.
+
+    Args:
+        network: the network the weights were made for, e.g. ``resnet10(n_input_channels=1, feed_forward=False,
+            shortcut_type="B", bias_downsample=False, conv1_t_stride=2)`` for MedicalNet.
+        path: the ``.pt`` or ``.pth`` file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file lacks a tensor of the network, or one has another shape.
+
+    Source: MedicalNet, https://arxiv.org/abs/1904.00625.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"expected pretrained weights in {path}, found no such file")
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = weights.get("state_dict", weights)
+    weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    own = network.state_dict()
+    # Counters of batches exist only since torch 0.4.1 and change nothing in evaluation.
+    missing = [n for n in own if n not in weights and not n.endswith("num_batches_tracked")]
+    other = [n for n, t in own.items() if n in weights and weights[n].shape != t.shape]
+    if missing or other:
+        raise ValueError(
+            f"expected weights of this network in {Path(path).name}: {len(missing)} tensors are missing {missing[:3]}, "
+            f"{len(other)} have another shape {other[:3]}"
+        )
+    network.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
+    return network
+
+
+def embedding_size(encoder: nn.Module, shape: Sequence[int]) -> int:
+    """Find the width ``E`` of an encoder's embedding by encoding one empty scan.
+
+    Args:
+        encoder: a network ``(M, C, *spatial) -> (M, E)``.
+        shape: ``(C, *spatial)`` of one scan.
+
+    Raises:
+        ValueError: if the encoder does not return ``(M, E)``.
+
+    Example:
+        >>> embedding_size(nn.Flatten(), (1, 4, 4))
+        16
+    """
+    training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        embedding = encoder(torch.zeros(1, *shape))
+    encoder.train(training)
+    if not isinstance(embedding, Tensor) or embedding.ndim != 2:
+        got = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
+        raise ValueError(f"expected the encoder to return one embedding (1, E) for a scan {tuple(shape)}, got {got}")
+    return int(embedding.shape[1])

@@ -1,0 +1,182 @@
+"""Batch -> number: the network that stacks an encoder, a pool over scans and a linear head."""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+
+class TargetScaling(nn.Module):
+    """Mean and spread of the targets of the training patients, kept with the weights of the network.
+
+    The head learns standardised numbers; this turns them into target units, so no file beside the model can be lost or
+    mixed up. Before :meth:`fit` it changes nothing, which is right for targets that have no scale, such as a log risk.
+
+    Args:
+        outputs: number of outputs ``K``.
+    """
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(outputs))
+        self.register_buffer("std", torch.ones(outputs))
+
+    @torch.jit.ignore
+    def fit(self, label: Tensor) -> None:
+        """Learn mean and standard deviation from the labels ``(P, K)`` of the training patients.
+
+        Raises:
+            ValueError: if a label is not finite, or all patients have the same.
+        """
+        label = label.to(torch.float64)
+        if label.ndim != 2 or not label.isfinite().all():
+            raise ValueError(f"expected finite labels (P, K), got shape {tuple(label.shape)}")
+        std = label.std(0, unbiased=False)
+        if (std == 0).any():
+            raise ValueError(f"expected targets that differ between the {len(label)} training patients, got one value")
+        self.mean.copy_(label.mean(0))
+        self.std.copy_(std)
+
+    def standardise(self, label: Tensor) -> Tensor:
+        """Turn target units ``(B, K)`` into standardised numbers."""
+        return (label - self.mean) / self.std
+
+    def forward(self, number: Tensor) -> Tensor:
+        """Turn standardised numbers ``(B, K)`` into target units."""
+        # In half precision 5000 mL would be rounded to 4 mL.
+        return number.to(torch.float32) * self.std + self.mean
+
+
+class Covariates(nn.Module):
+    """Age, sex, stage ... as numbers for the head; a missing value is stated as missing and gets a learned stand-in.
+
+    Args:
+        count: number of covariates ``V``.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.size = 2 * count
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("std", torch.ones(count))
+        self.stand_in = nn.Parameter(torch.zeros(count))
+
+    @torch.jit.ignore
+    def fit(self, covariates: Tensor) -> None:
+        """Learn mean and spread from the covariates ``(P, V)`` of the training patients, NaN where missing."""
+        known = covariates.isfinite()
+        count = known.sum(0).clamp(min=1)
+        mean = torch.where(known, covariates, 0.0).sum(0) / count
+        std = (torch.where(known, covariates - mean, 0.0).square().sum(0) / count).sqrt()
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 0, std, 1.0))
+
+    def forward(self, covariates: Tensor) -> Tensor:
+        """Map ``(B, V)``, NaN where missing, to ``(B, 2 V)``: standardised values, then flags of what is missing."""
+        missing = covariates.isnan()
+        values = torch.where(missing, self.stand_in, (covariates - self.mean) / self.std)
+        return torch.cat([values, missing.to(values.dtype)], dim=1)
+
+
+class MultiScanNet(nn.Module):
+    """Predict from all scans of a patient: encode each real scan, pool over scans, one linear layer.
+
+    Args:
+        encoder: any network ``(M, C, *spatial) -> (M, E)``; it only ever sees real scans, never padding.
+        pool: any module ``(embeddings, mask, time) -> (pooled, weights)`` with attributes ``size`` and
+            ``pooled_size``; see :mod:`monai_mvreg.networks.pools`.
+        outputs: numbers per patient ``K``.
+        covariates: numbers per patient that join in front of the head ``V``.
+        views: kinds of scans (modality, view) that are told apart.
+        dropout: dropout in front of the head.
+
+    Example:
+        >>> from monai_mvreg.networks.pools import MeanPool
+        >>> net = MultiScanNet(nn.Flatten(), MeanPool(16))
+        >>> net(torch.zeros(2, 3, 1, 4, 4)).shape
+        torch.Size([2, 1])
+    """
+
+    covariate_count: Final[int]
+    view_count: Final[int]
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        pool: nn.Module,
+        *,
+        outputs: int = 1,
+        covariates: int = 0,
+        views: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.covariate_count, self.view_count = covariates, views
+        self.encoder = encoder
+        self.pool = pool
+        if views:
+            self.view = nn.Embedding(views, int(pool.size))
+            nn.init.zeros_(self.view.weight)
+        if covariates:
+            self.covariates = Covariates(covariates)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(int(pool.pooled_size) + 2 * covariates, outputs)
+        self.scaling = TargetScaling(outputs)
+
+    def embed(self, image: Tensor, mask: Tensor | None = None, view: Tensor | None = None) -> Tensor:
+        """Encode the real scans of ``image (B, N, C, *spatial)``; padding gets zeros. Returns ``(B, N, E)``."""
+        patients, scans = image.shape[0], image.shape[1]
+        if mask is None:
+            embeddings = self.encoder(image.flatten(0, 1)).unflatten(0, (patients, scans))
+        else:
+            torch._assert(bool(mask.any(1).all()), "expected at least one scan per patient, got a patient without")
+            real = self.encoder(image[mask])
+            embeddings = real.new_zeros([patients, scans, real.shape[1]])
+            embeddings[mask] = real
+        if self.view_count:
+            if view is not None:
+                embeddings = embeddings + self.view(view)
+        return embeddings
+
+    def pool_scans(
+        self, image: Tensor, mask: Tensor | None = None, time: Tensor | None = None, view: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encode and pool: ``pooled (B, F)`` and ``weights (B, N)``; arguments as in :meth:`forward`."""
+        embeddings = self.embed(image, mask, view)
+        shape = [image.shape[0], image.shape[1]]
+        if mask is None:
+            mask = torch.ones(shape, dtype=torch.bool, device=image.device)
+        if time is None:
+            time = torch.arange(shape[1], dtype=torch.float32, device=image.device).expand(shape)
+        return self.pool(embeddings, mask, time.to(torch.float32))
+
+    def forward(
+        self,
+        image: Tensor,
+        mask: Tensor | None = None,
+        time: Tensor | None = None,
+        view: Tensor | None = None,
+        covariates: Tensor | None = None,
+    ) -> Tensor:
+        """Predict in target units.
+
+        Args:
+            image: ``(B, N, C, *spatial)``.
+            mask: ``(B, N)``, true where a scan exists; ``None``: all exist.
+            time: ``(B, N)`` in days from any origin; ``None``: rows are in order of time, a day apart.
+            view: ``(B, N)``, the index of the kind of scan; read only if the network has ``views``.
+            covariates: ``(B, V)``, NaN where missing; ``None``: all missing.
+
+        Returns:
+            ``(B, K)`` in target units.
+        """
+        pooled, _ = self.pool_scans(image, mask, time, view)
+        return self.predict_from_pooled(pooled, covariates)
+
+    def predict_from_pooled(self, pooled: Tensor, covariates: Tensor | None = None) -> Tensor:
+        """Turn ``pooled (B, F)`` and ``covariates (B, V)`` into predictions ``(B, K)`` in target units."""
+        if self.covariate_count:
+            if covariates is None:
+                covariates = torch.full([pooled.shape[0], self.covariate_count], torch.nan, device=pooled.device)
+            pooled = torch.cat([pooled, self.covariates(covariates).to(pooled.dtype)], dim=1)
+        return self.scaling(self.head(self.dropout(pooled)))

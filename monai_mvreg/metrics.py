@@ -1,0 +1,300 @@
+"""Judge predictions: errors over the whole cohort, one value per patient, with intervals from resampled patients.
+
+Every measure is computed from how often each patient counts: once for the estimate, as often as drawn for a bootstrap
+resample. A measure that does not exist, such as the correlation with a constant, is nan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+# counts (R, P), prediction (P,), measured (P,) -> (R,)
+_Measure = Callable[[Array, Array, Array], Array]
+# Values held at once by one step of the bootstrap, about 16 MB an array, however large the cohort.
+_CHUNK = 2_000_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measure of the cohort and its interval; nan where the measure does not exist.
+
+    Args:
+        value: the measure on the patients as they are.
+        low, high: ends of the interval, same unit as ``value``.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_absolute_error(pred: Array, target: Array) -> float:
+    """Mean distance between predicted and measured value, in target units.
+
+    Args:
+        pred: predicted values ``(P,)`` in target units, ``P >= 1``.
+        target: measured values ``(P,)`` in target units.
+
+    Raises:
+        ValueError: if lengths differ, a value is not finite, or there is no patient.
+
+    Example:
+        >>> mean_absolute_error(np.array([1.0, 3.0]), np.array([1.0, 2.0]))
+        0.5
+    """
+    return _once(_mae, pred, target)
+
+
+def root_mean_squared_error(pred: Array, target: Array) -> float:
+    """Root of the mean squared distance between predicted and measured value, in target units.
+
+    Args:
+        pred: predicted values ``(P,)`` in target units, ``P >= 1``.
+        target: measured values ``(P,)`` in target units.
+
+    Raises:
+        ValueError: if lengths differ, a value is not finite, or there is no patient.
+
+    Example:
+        >>> root_mean_squared_error(np.array([1.0, 3.0]), np.array([1.0, 1.0])) == 2**0.5
+        True
+    """
+    return _once(_rmse, pred, target)
+
+
+def r2(pred: Array, target: Array) -> float:
+    r"""Share of the variance between patients that is predicted, :math:`1-\sum(y-\hat y)^2/\sum(y-\bar y)^2`.
+
+    Below zero where the prediction is worse than the mean of these patients; nan for a constant target.
+
+    Args:
+        pred: predicted values ``(P,)`` in target units, ``P >= 1``.
+        target: measured values ``(P,)`` in target units.
+
+    Raises:
+        ValueError: if lengths differ, a value is not finite, or there is no patient.
+
+    Example:
+        >>> r2(np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]))
+        0.5
+    """
+    return _once(_r2, pred, target)
+
+
+def pearson(pred: Array, target: Array) -> float:
+    """Linear correlation of predicted and measured value; nan if either is constant.
+
+    Args:
+        pred: predicted values ``(P,)`` in target units, ``P >= 1``.
+        target: measured values ``(P,)`` in target units.
+
+    Raises:
+        ValueError: if lengths differ, a value is not finite, or there is no patient.
+
+    Example:
+        >>> pearson(np.array([1.0, 3.0, 5.0]), np.array([0.0, 1.0, 2.0]))
+        1.0
+    """
+    return _once(_pearson, pred, target)
+
+
+def spearman(pred: Array, target: Array) -> float:
+    """Correlation of the ranks, ties sharing their average rank; nan if either is constant.
+
+    Args:
+        pred: predicted values ``(P,)`` in target units, ``P >= 1``.
+        target: measured values ``(P,)`` in target units.
+
+    Raises:
+        ValueError: if lengths differ, a value is not finite, or there is no patient.
+
+    Example:
+        >>> spearman(np.array([1.0, 2.0, 30.0]), np.array([0.1, 0.2, 0.3]))
+        1.0
+    """
+    return _once(_spearman, pred, target)
+
+
+def limits_of_agreement(pred: Array, target: Array, *, z: float = 1.96) -> tuple[float, float, float]:
+    r"""Bias and limits of agreement, :math:`\bar d \pm z\,s_d` with :math:`d = \hat y - y`, in target units.
+
+    Args:
+        pred: predicted values ``(P,)`` in target units, ``P >= 2``.
+        target: measured values ``(P,)`` in target units.
+        z: half width in standard deviations; 1.96 holds 95 of 100 normal differences.
+
+    Raises:
+        ValueError: if lengths differ, a value is not finite, or there are fewer than 2 patients.
+
+    Example:
+        >>> limits_of_agreement(np.array([1.0, 3.0]), np.array([1.0, 2.0]), z=0.0)
+        (0.5, 0.5, 0.5)
+
+    Source: Bland, Altman, Lancet 1986. https://doi.org/10.1016/S0140-6736(86)90837-8
+    """
+    pred, target = _pair(pred, target, least=2)
+    apart = pred - target
+    bias, spread = float(apart.mean()), z * float(apart.std(ddof=1))
+    return bias, bias - spread, bias + spread
+
+
+def regression_metrics(
+    pred: Array, target: Array, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Estimate]:
+    """Errors and correlations of a cohort, each with a percentile bootstrap interval over patients.
+
+    Resamples in which a measure does not exist, such as one patient drawn over and over, are left out of its interval.
+
+    Args:
+        pred: predicted values ``(P,)`` in target units, one per patient, ``P >= 2``.
+        target: measured values ``(P,)`` in target units.
+        resamples: how often the patients are drawn anew, with replacement.
+        confidence: share of the resamples inside the interval, between 0 and 1.
+        seed: of the draws; the same seed gives the same intervals.
+
+    Returns:
+        ``mae`` and ``rmse`` in target units, ``r2``, ``pearson`` and ``spearman`` without unit.
+
+    Raises:
+        ValueError: if lengths differ, a value is not finite, there are fewer than 2 patients, or an option is
+            out of range.
+
+    Example:
+        >>> metrics = regression_metrics(np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]))
+        >>> metrics["r2"].value
+        0.5
+
+    Source: Efron, Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    pred, target = _pair(pred, target, least=2)
+    measures = {"mae": _mae, "rmse": _rmse, "r2": _r2, "pearson": _pearson, "spearman": _spearman}
+    drawn: dict[str, list[Array]] = {name: [] for name in measures}
+    for counts in _draws(len(target), resamples, confidence, seed):
+        for name, measure in measures.items():
+            drawn[name].append(measure(counts, pred, target))
+    values = {name: _once(measure, pred, target) for name, measure in measures.items()}
+    return {name: _estimate(values[name], np.concatenate(drawn[name]), confidence) for name in measures}
+
+
+def difference(
+    pred_a: Array, pred_b: Array, target: Array, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> Estimate:
+    """Mean absolute error of A minus that of B on the same patients; A beats B where the interval is below zero.
+
+    Both errors of a patient are drawn together: what makes a patient hard for both does not widen the interval.
+
+    Args:
+        pred_a: the first prediction ``(P,)`` in target units, one per patient, ``P >= 2``.
+        pred_b: the second prediction ``(P,)`` in target units.
+        target: measured values ``(P,)`` in target units.
+        resamples: how often the patients are drawn anew, with replacement.
+        confidence: share of the resamples inside the interval, between 0 and 1.
+        seed: of the draws; the same seed gives the same interval.
+
+    Returns:
+        The difference in target units.
+
+    Raises:
+        ValueError: as :func:`regression_metrics`.
+
+    Example:
+        >>> difference(np.array([1.0, 2.0]), np.array([2.0, 3.0]), np.array([1.0, 2.0]))
+        Estimate(value=-1.0, low=-1.0, high=-1.0)
+    """
+    pred_a, target = _pair(pred_a, target, least=2)
+    pred_b, target = _pair(pred_b, target, least=2)
+    apart = np.abs(pred_a - target) - np.abs(pred_b - target)
+    drawn = [_mean(counts, apart) for counts in _draws(len(apart), resamples, confidence, seed)]
+    return _estimate(float(apart.mean()), np.concatenate(drawn), confidence)
+
+
+def _pair(pred: Array, target: Array, *, least: int) -> tuple[Array, Array]:
+    """Both as float64 ``(P,)``, refused unless there is one finite value for each patient in both."""
+    pred, target = np.asarray(pred, dtype=np.float64), np.asarray(target, dtype=np.float64)
+    if pred.ndim != 1 or pred.shape != target.shape:
+        raise ValueError(f"expected two (P,) arrays of one length, got shapes {pred.shape} and {target.shape}")
+    if len(pred) < least:
+        raise ValueError(f"expected at least {least} patient{'s' * (least > 1)}, got {len(pred)}")
+    for name, values in (("prediction", pred), ("target", target)):
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            raise ValueError(f"expected finite values, got {name} {values[wrong[0]]} at index {wrong[0]}")
+    return pred, target
+
+
+def _once(measure: _Measure, pred: Array, target: Array) -> float:
+    """The measure with each patient counted once."""
+    pred, target = _pair(pred, target, least=1)
+    return float(measure(np.ones((1, len(pred))), pred, target)[0])
+
+
+def _draws(patients: int, resamples: int, confidence: float, seed: int) -> Iterator[Array]:
+    """How often each patient is drawn, ``(R, P)`` with rows that sum to ``P``, a chunk of resamples at a time."""
+    if resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(f"expected resamples >= 1 and 0 < confidence < 1, got {resamples} and {confidence}")
+    generator, step = np.random.default_rng(seed), max(1, _CHUNK // patients)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        cells = generator.integers(patients, size=(rows, patients)) + patients * np.arange(rows)[:, None]
+        yield np.bincount(cells.ravel(), minlength=rows * patients).reshape(rows, patients).astype(np.float64)
+
+
+def _estimate(value: float, drawn: Array, confidence: float) -> Estimate:
+    exists = drawn[~np.isnan(drawn)]
+    if np.isnan(value) or not len(exists):
+        return Estimate(value, np.nan, np.nan)
+    low, high = np.quantile(exists, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def _mean(counts: Array, values: Array) -> Array:
+    mean: Array = counts @ values / len(values)
+    return mean
+
+
+def _mae(counts: Array, pred: Array, target: Array) -> Array:
+    return _mean(counts, np.abs(pred - target))
+
+
+def _rmse(counts: Array, pred: Array, target: Array) -> Array:
+    return _mean(counts, (pred - target) ** 2) ** 0.5
+
+
+def _r2(counts: Array, pred: Array, target: Array) -> Array:
+    spread: Array = (counts * _centred(counts, target) ** 2).mean(1)
+    return 1 - _mean(counts, (pred - target) ** 2) / spread
+
+
+def _pearson(counts: Array, pred: Array, target: Array) -> Array:
+    x, y = _centred(counts, pred), _centred(counts, target)
+    both, alone_x, alone_y = (np.einsum("rp,rp,rp->r", counts, a, b) for a, b in ((x, y), (x, x), (y, y)))
+    correlation: Array = np.clip(both / np.sqrt(alone_x * alone_y), -1, 1)
+    return correlation
+
+
+def _spearman(counts: Array, pred: Array, target: Array) -> Array:
+    return _pearson(counts, _ranks(counts, pred), _ranks(counts, target))
+
+
+def _ranks(counts: Array, values: Array) -> Array:
+    """Average rank of every patient in every resample, ``(R, P)``; a patient drawn twice ties with itself."""
+    order = np.argsort(values)
+    _, first = np.unique(values[order], return_index=True)
+    _, group = np.unique(values, return_inverse=True)
+    sizes = np.add.reduceat(counts[:, order], first, axis=1)
+    ranks: Array = np.cumsum(sizes, axis=1) - (sizes - 1) / 2
+    return ranks[:, group]
+
+
+def _centred(counts: Array, values: Array) -> Array:
+    """Values less the mean of each resample, ``(R, P)``; nan throughout a resample that drew one value only."""
+    seen = counts > 0
+    constant = np.where(seen, values, -np.inf).max(1) == np.where(seen, values, np.inf).min(1)
+    centred: Array = values - (counts * values).sum(1, keepdims=True) / counts.sum(1, keepdims=True)
+    centred[constant] = np.nan
+    return centred

@@ -50,8 +50,9 @@ class PretrainedEncoder(nn.Module):
         super().train(mode)
         for module in self.encoder.modules():
             own = list(module.parameters())
-            learns = any(parameter.requires_grad for parameter in own)
-            if not learns and (own or self.frozen) or isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if (own or self.frozen) and not any(parameter.requires_grad for parameter in own):
+                module.eval()
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.training = False
         return self
 

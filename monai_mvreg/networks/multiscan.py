@@ -133,9 +133,8 @@ class MultiScanNet(nn.Module):
             real = self.encoder(image[mask])
             embeddings = real.new_zeros([patients, scans, real.shape[1]])
             embeddings[mask] = real
-        if self.view_count:
-            if view is not None:
-                embeddings = embeddings + self.view(view)
+        if self.view_count and view is not None:
+            embeddings = embeddings + self.view(view)
         return embeddings
 
     def pool_scans(

@@ -280,9 +280,7 @@ class LSTMPool(nn.Module):
             states = self.recurrent(visits)[0]
         else:
             packed = pack_padded_sequence(visits, count.cpu(), batch_first=True, enforce_sorted=False)
-            states = pad_packed_sequence(
-                self.recurrent(packed)[0], batch_first=True, total_length=visits.shape[1]
-            )[0]
+            states = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True, total_length=visits.shape[1])[0]
         slots = torch.arange(visits.shape[1], device=mask.device)
         last = (slots[None, :] == count[:, None] - 1).to(states.dtype)
         pooled = (states * last[:, :, None]).sum(1)

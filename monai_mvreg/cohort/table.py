@@ -1,0 +1,317 @@
+"""Scans -> cohort: a CSV table with one row per scan becomes patients with dated scans and targets."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of the table holds what; the only place where column names are spelled.
+
+    Args:
+        patient: key of the patient.
+        path: the scan, relative to the folder of images: a file, a folder with one DICOM series, or
+            ``folder#SeriesInstanceUID``.
+        day: day of the scan as a number; only differences within a patient count.
+        date: date of the scan (ISO 8601), instead of ``day``. With neither, all scans count as one visit.
+        view: kind of the scan (modality, view, side).
+        views: every kind there is, in the order the network knows them.
+        target: one or more numbers to predict.
+        unit: unit of the target, the same in every row.
+        event: 1 if the event was seen at the time given as target, 0 if censored.
+        covariates: column -> ``"number"``, or the list of its levels: ``{age: number, sex: [F, M]}``.
+        fold: part of the cohort a patient belongs to.
+    """
+
+    patient: str = "patient"
+    path: str = "path"
+    day: str | None = None
+    date: str | None = None
+    view: str | None = None
+    views: Sequence[str] = ()
+    target: Sequence[str] = ()
+    unit: str | None = None
+    event: str | None = None
+    covariates: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    fold: str | None = None
+
+    @property
+    def covariate_names(self) -> tuple[str, ...]:
+        """The numbers that covariates become: the column, or ``column=level`` for every level but the first."""
+        names: list[str] = []
+        for column, kind in self.covariates.items():
+            if isinstance(kind, str) and kind != "number":
+                raise ValueError(f"covariate {column!r}: expected 'number' or a list of levels, got {kind!r}")
+            names += [column] if isinstance(kind, str) else [f"{column}={level}" for level in list(kind)[1:]]
+        return tuple(names)
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One patient: scans in order of time, and what is known beside them.
+
+    ``days`` are relative to the first scan; ``views`` are indices; ``target`` holds the event indicator last if there
+    is one; a missing covariate is NaN. The key is kept out of printed representations.
+    """
+
+    key: str = field(repr=False)
+    scans: tuple[str, ...] = field(repr=False)
+    days: tuple[float, ...]
+    views: tuple[int, ...]
+    target: tuple[float, ...]
+    covariates: tuple[float, ...]
+    fold: str | None = None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A table of patients; ``target`` and ``covariates`` name the numbers of each patient in order."""
+
+    patients: tuple[Patient, ...]
+    target: tuple[str, ...]
+    unit: str
+    views: tuple[str, ...]
+    covariates: tuple[str, ...]
+
+
+class _Rows:
+    """Cells of one table as text, with errors that name file, row and column (the header is row 1)."""
+
+    def __init__(self, file: Path) -> None:
+        if not file.is_file():
+            raise FileNotFoundError(f"expected a table of scans, found no file {file}")
+        separator = "\t" if file.suffix == ".tsv" else ","
+        self.file = file
+        self.frame = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        if self.frame.empty:
+            raise ValueError(f"{file.name}: expected at least one row below the header, got none")
+
+    def need(self, *columns: str | None) -> None:
+        for column in columns:
+            if column is not None and column not in self.frame.columns:
+                raise ValueError(
+                    f"{self.file.name}: expected a column {column!r}, the table has {list(self.frame.columns)}"
+                )
+
+    def error(self, row: int, column: str, sentence: str) -> ValueError:
+        return ValueError(f"{self.file.name} row {row + 2}, column {column!r}: {sentence}")
+
+    def text(self, row: int, column: str) -> str:
+        value = str(self.frame[column].iat[row]).strip()
+        if not value:
+            raise self.error(row, column, "expected a value, the cell is empty")
+        return value
+
+    def number(self, row: int, column: str, *, missing: float | None = None) -> float:
+        cell = str(self.frame[column].iat[row]).strip()
+        if missing is not None and cell.lower() in {"", "na", "n/a", "nan"}:
+            return missing
+        try:
+            value = float(cell)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise self.error(row, column, f"expected a number, {f'got {cell!r}' if cell else 'the cell is empty'}")
+        return value
+
+    def same(self, rows: Sequence[int], column: str) -> str:
+        """Read a cell that must agree in all rows of a patient."""
+        first = str(self.frame[column].iat[rows[0]]).strip()
+        for row in rows:
+            other = str(self.frame[column].iat[row]).strip()
+            if other != first:
+                raise self.error(
+                    row, column, f"expected the patient's value {first!r} as in row {rows[0] + 2}, got {other!r}"
+                )
+        return first
+
+
+def read_cohort(scans_file: str, columns: Columns, *, images: str, outcomes_file: str | None = None) -> Cohort:
+    """Read and check a table of scans.
+
+    Args:
+        scans_file: CSV or TSV with one row per scan.
+        columns: which column holds what.
+        images: folder that the paths in the table start from.
+        outcomes_file: a second table with one row per patient that holds targets, unit, event, covariates and fold;
+            ``None`` if the table of scans holds them itself.
+
+    Raises:
+        FileNotFoundError: if a table or a scan does not exist; a scan is named by its row.
+        ValueError: for any cell that cannot be used, with file, row and column.
+    """
+    scans = _Rows(Path(scans_file))
+    scans.need(columns.patient, columns.path, columns.day, columns.date, columns.view)
+    if columns.day is not None and columns.date is not None:
+        raise ValueError(f"expected a column for day or for date, got both {columns.day!r} and {columns.date!r}")
+    facts = scans if outcomes_file is None else _Rows(Path(outcomes_file))
+    facts.need(columns.patient, *columns.target, columns.unit, columns.event, *columns.covariates, columns.fold)
+    if columns.unit is not None:
+        facts.same(range(len(facts.frame)), columns.unit)
+    rows_of = _rows_by_patient(scans, columns.patient)
+    facts_of = rows_of if facts is scans else _rows_by_patient(facts, columns.patient)
+    patients = []
+    for key, rows in rows_of.items():
+        if key not in facts_of:
+            raise scans.error(rows[0], columns.patient, f"expected this patient in {facts.file.name}, found no row")
+        patient = _facts_of_patient(key, facts, facts_of[key], columns)
+        patients.append(_add_scans(patient, scans, rows, columns, Path(images)))
+    return Cohort(
+        tuple(patients),
+        target=(*columns.target, *([columns.event] if columns.event else [])),
+        unit=facts.text(0, columns.unit) if columns.unit else "",
+        views=tuple(columns.views),
+        covariates=columns.covariate_names,
+    )
+
+
+def _rows_by_patient(rows: _Rows, column: str) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for row in range(len(rows.frame)):
+        found.setdefault(rows.text(row, column), []).append(row)
+    return found
+
+
+def _facts_of_patient(key: str, facts: _Rows, rows: Sequence[int], columns: Columns) -> Patient:
+    row = rows[0]
+    for column in (*columns.target, columns.event, *columns.covariates):
+        if column is not None:
+            facts.same(rows, column)
+    if columns.fold is not None:
+        folds = {facts.text(r, columns.fold): r + 2 for r in rows}
+        if len(folds) > 1:
+            where = " and ".join(f"{fold!r} (row {r})" for fold, r in folds.items())
+            raise ValueError(f"{facts.file.name}, column {columns.fold!r}: one patient is in two folds, {where}")
+    target = [facts.number(row, column) for column in columns.target]
+    if columns.event is not None:
+        event = facts.number(row, columns.event)
+        if event not in (0.0, 1.0):
+            raise facts.error(row, columns.event, f"expected 1 (event seen) or 0 (censored), got {event:g}")
+        target.append(event)
+    covariates: list[float] = []
+    for column, kind in columns.covariates.items():
+        if isinstance(kind, str):
+            covariates.append(facts.number(row, column, missing=math.nan))
+            continue
+        levels = [str(level) for level in kind]
+        value = str(facts.frame[column].iat[row]).strip()
+        if value and value not in levels:
+            raise facts.error(row, column, f"expected one of {levels} or nothing, got {value!r}")
+        covariates.extend(float(value == level) if value else math.nan for level in levels[1:])
+    fold = facts.text(row, columns.fold) if columns.fold is not None else None
+    return Patient(key, (), (), (), tuple(target), tuple(covariates), fold)
+
+
+def _add_scans(patient: Patient, scans: _Rows, rows: Sequence[int], columns: Columns, images: Path) -> Patient:
+    found = []
+    for row in rows:
+        address = images / scans.text(row, columns.path)
+        if not address.exists() and not Path(str(address).partition("#")[0]).exists():
+            raise FileNotFoundError(
+                f"{scans.file.name} row {row + 2}, column {columns.path!r}: no such scan below {images}"
+            )
+        view = 0
+        if columns.view is not None and columns.views:
+            name = scans.text(row, columns.view)
+            if name not in columns.views:
+                raise scans.error(row, columns.view, f"expected one of {list(columns.views)}, got {name!r}")
+            view = list(columns.views).index(name)
+        found.append((_day(scans, row, columns), str(address), view, row))
+    found.sort(key=lambda scan: scan[:3])
+    for (_, address, _, row), (_, following, _, other) in pairwise(found):
+        if address == following:
+            raise scans.error(other, columns.path, f"expected each scan once, row {row + 2} names the same")
+    first = found[0][0]
+    return replace(
+        patient,
+        scans=tuple(address for _, address, _, _ in found),
+        days=tuple(day - first for day, _, _, _ in found),
+        views=tuple(view for _, _, view, _ in found),
+    )
+
+
+def _day(scans: _Rows, row: int, columns: Columns) -> float:
+    if columns.day is not None:
+        return scans.number(row, columns.day)
+    if columns.date is None:
+        return 0.0
+    cell = scans.text(row, columns.date)
+    try:
+        return float(pd.Timestamp(cell).timestamp()) / 86400
+    except ValueError:
+        raise scans.error(row, columns.date, f"expected a date such as 2026-03-31, got {cell!r}") from None
+
+
+def datalist(patients: Sequence[Patient]) -> list[dict[str, Any]]:
+    """Turn patients into the items of a MONAI dataset.
+
+    Returns:
+        One dictionary per patient: ``patient``, ``image`` (addresses of the scans), ``time`` (days), ``view`` and, if
+        there are any, ``label`` and ``covariates``.
+
+    Raises:
+        ValueError: if there are no patients.
+    """
+    if not patients:
+        raise ValueError("expected at least one patient, got none: is the fold spelled as in the table?")
+    items: list[dict[str, Any]] = []
+    for patient in patients:
+        item: dict[str, Any] = {
+            "patient": patient.key,
+            "image": list(patient.scans),
+            "time": list(patient.days),
+            "view": list(patient.views),
+            "fold": patient.fold or "",
+        }
+        if patient.target:
+            item["label"] = list(patient.target)
+        if patient.covariates:
+            item["covariates"] = list(patient.covariates)
+        items.append(item)
+    return items
+
+
+def write_cohort(cohort: Cohort, path: str) -> None:
+    """Write a cohort as one CSV with one row per scan that :func:`read_cohort` reads back with ``columns_of(cohort)``.
+
+    Paths are written relative to the folder of the table where they lie below it.
+    """
+    folder = Path(path).resolve().parent
+    rows = []
+    for patient in cohort.patients:
+        for scan, day, view in zip(patient.scans, patient.days, patient.views, strict=True):
+            address = Path(scan).resolve()
+            row: dict[str, Any] = {
+                "patient": patient.key,
+                "path": (address.relative_to(folder) if address.is_relative_to(folder) else address).as_posix(),
+                "day": f"{day:.10g}",
+            }
+            if cohort.views:
+                row["view"] = cohort.views[view]
+            row.update(zip(cohort.target, patient.target, strict=True))
+            if cohort.unit:
+                row["unit"] = cohort.unit
+            row.update(zip(cohort.covariates, patient.covariates, strict=True))
+            if patient.fold is not None:
+                row["fold"] = patient.fold
+            rows.append(row)
+    pd.DataFrame(rows).to_csv(path, index=False)
+
+
+def columns_of(cohort: Cohort) -> Columns:
+    """Name the columns of a table that :func:`write_cohort` wrote (an event column is then the last target)."""
+    return Columns(
+        day="day",
+        view="view" if cohort.views else None,
+        views=cohort.views,
+        target=cohort.target,
+        unit="unit" if cohort.unit else None,
+        covariates={name: "number" for name in cohort.covariates},
+        fold="fold" if any(patient.fold is not None for patient in cohort.patients) else None,
+    )

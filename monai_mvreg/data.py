@@ -1,0 +1,47 @@
+"""Items -> batch: patients with different numbers of scans side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+
+def collate_scans(patients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Pad patients with different numbers of scans into one batch.
+
+    Args:
+        patients: one dictionary each: ``image`` ``(N, C, *spatial)``, ``time`` and ``view`` with ``N`` entries,
+            and ``label`` ``K`` or ``covariates`` ``V`` numbers where there are any.
+
+    Returns:
+        ``image`` ``(B, N, C, *spatial)``, ``mask`` ``(B, N)`` true where a scan exists, ``time`` ``(B, N)`` in days,
+        ``view`` ``(B, N)``; ``label`` ``(B, K)`` and ``covariates`` ``(B, V)``, which all patients or none must have;
+        ``patient`` and ``fold`` as lists.
+
+    Raises:
+        ValueError: if a patient has no scan, or scans of patients differ in shape.
+    """
+    counts = torch.tensor([len(patient["image"]) for patient in patients])
+    if (counts == 0).any():
+        raise ValueError(f"expected at least one scan per patient, got counts {counts.tolist()}")
+    shapes = {tuple(patient["image"].shape[1:]) for patient in patients}
+    if len(shapes) > 1:
+        raise ValueError(f"expected scans of one shape (C, *spatial) in a batch, got {sorted(shapes)}")
+
+    def padded(key: str, dtype: torch.dtype) -> torch.Tensor:
+        rows = [torch.as_tensor(patient[key], dtype=dtype) for patient in patients]
+        return pad_sequence(rows, batch_first=True)
+
+    batch: dict[str, Any] = {
+        "image": padded("image", torch.float32),
+        "mask": torch.arange(int(counts.max())) < counts[:, None],
+        "time": padded("time", torch.float32),
+        "view": padded("view", torch.long),
+    }
+    for key in ("label", "covariates"):
+        if any(key in patient for patient in patients):
+            batch[key] = torch.tensor([patient[key] for patient in patients], dtype=torch.float32)
+    for key in ("patient", "fold"):
+        batch[key] = [patient.get(key, "") for patient in patients]
+    return batch

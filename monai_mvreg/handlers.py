@@ -1,0 +1,143 @@
+"""Training and evaluation: the handlers that Ignite and MONAI lack."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+from monai.utils import CommonKeys
+from torch import Tensor, nn
+
+
+class GradientClipping:
+    """Scale the gradients of all parameters down to one largest norm before the optimizer steps.
+
+    Args:
+        max_norm: largest Euclidean norm.
+
+    Source: Pascanu, Mikolov, Bengio, ICML 2013. https://arxiv.org/abs/1211.5063
+    """
+
+    def __init__(self, max_norm: float) -> None:
+        self.max_norm = max_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Register the handler with a trainer."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Clip, in units of the true gradient also under automatic mixed precision."""
+        if engine.scaler is not None:
+            engine.scaler.unscale_(engine.optimizer)
+        nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
+
+
+class HistorySaver:
+    """Write ``history.csv``: for every epoch the mean training loss and, where it was measured, the validation metric.
+
+    Args:
+        path: the file; written anew after every epoch, so that it is whole after an interruption.
+        evaluator: the validation evaluator.
+        metric: the name of its metric.
+    """
+
+    def __init__(self, path: str, evaluator: Engine, metric: str) -> None:
+        self.path, self.evaluator, self.metric = Path(path), evaluator, metric
+        self.rows: list[list[str]] = []
+        self.losses: list[Tensor] = []
+        self.validated = False
+
+    def attach(self, engine: Engine) -> None:
+        """Register the handler with a trainer, behind the handler that runs the validation."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+        self.evaluator.add_event_handler(Events.COMPLETED, self._validation)
+
+    def _iteration(self, engine: Engine) -> None:
+        self.losses.append(engine.state.output[CommonKeys.LOSS].detach())
+
+    def _validation(self, evaluator: Engine) -> None:
+        self.validated = True
+
+    def _epoch(self, engine: Engine) -> None:
+        metric = f"{self.evaluator.state.metrics[self.metric]:.6g}" if self.validated else ""
+        loss = float(torch.stack(self.losses).mean())
+        self.rows.append([str(engine.state.epoch), f"{loss:.6g}", metric])
+        self.losses, self.validated = [], False
+        _write_csv(self.path, ["epoch", "train_loss", self.metric], self.rows)
+
+
+class PredictionSaver:
+    """Write ``predictions.csv``: one row per patient with measured and predicted targets and the weight of each scan.
+
+    Scans stand in order of time; ``days`` and ``weights`` hold one entry per scan, joined by ``;``. With several
+    processes the first writes for all.
+
+    Args:
+        path: the file.
+        network: the :class:`~monai_mvreg.networks.multiscan.MultiScanNet` (or its distributed wrapper).
+        target: names of the targets, in the order of the outputs.
+        unit: unit of the targets, ``""`` if there is none.
+    """
+
+    def __init__(self, path: str, network: nn.Module, *, target: Sequence[str], unit: str = "") -> None:
+        self.path, self.target, self.unit = Path(path), list(target), unit
+        self.rows: dict[str, list[str]] = {}
+        pool = getattr(network, "module", network).pool
+        self.weights = torch.empty(0)
+        # The weights are taken as the pool makes them, so no scan is encoded twice.
+        pool.register_forward_hook(self._keep_weights)
+
+    def attach(self, engine: Engine) -> None:
+        """Register the handler with an evaluator that keeps whole batches (``decollate=False``)."""
+        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _keep_weights(self, pool: nn.Module, args: Any, result: tuple[Tensor, Tensor]) -> None:
+        self.weights = result[1].detach().float().cpu()
+
+    def _iteration(self, engine: Engine) -> None:
+        batch, predicted = engine.state.batch, engine.state.output[CommonKeys.PRED].float().cpu()
+        for row, patient in enumerate(batch["patient"]):
+            real = batch["mask"][row]
+            measured = batch["label"][row].tolist() if "label" in batch else [None] * len(self.target)
+            numbers = []
+            for index in range(len(self.target)):
+                value = measured[index]
+                numbers += ["" if value is None else f"{value:.7g}", f"{float(predicted[row, index]):.7g}"]
+            days = batch["time"][row][real].tolist()
+            self.rows[patient] = [
+                patient,
+                batch["fold"][row],
+                *numbers,
+                self.unit,
+                str(int(real.sum())),
+                ";".join(f"{day:g}" for day in days),
+                ";".join(f"{weight:.4f}" for weight in self.weights[row][real].tolist()),
+            ]
+
+    def _write(self, engine: Engine) -> None:
+        rows = self.rows
+        if dist.is_available() and dist.is_initialized():
+            shards: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(shards, self.rows)
+            rows = {patient: row for shard in shards for patient, row in shard.items()}
+            if dist.get_rank() != 0:
+                return
+        names = [name for target in self.target for name in (target, f"{target}_predicted")]
+        header = ["patient", "fold", *names, "unit", "scans", "days", "weights"]
+        _write_csv(self.path, header, [rows[patient] for patient in sorted(rows)])
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a whole file or none: under another name first, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    unfinished.replace(path)

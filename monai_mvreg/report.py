@@ -1,0 +1,340 @@
+"""Show an evaluation: a folder of tables becomes figures and one HTML file that needs nothing else.
+
+The folder holds ``predictions.csv`` (one row per patient), ``metrics.json`` (made from it by :func:`summarise`) and,
+where a model was trained, ``history.csv`` (one row per epoch). A report never shows who the patients are.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from monai_mvreg.metrics import Estimate, difference, limits_of_agreement, mean_absolute_error, regression_metrics
+
+Array = npt.NDArray[np.float64]
+_INK, _QUIET = "#1f4e79", "#4a4a4a"
+_ERRORS = {"mae": "Mean absolute error", "rmse": "Root mean squared error"}
+_RATIOS = {"r2": "R²", "pearson": "Pearson correlation", "spearman": "Spearman correlation"}
+_LIMITS = (
+    "For research use only. This is not a medical device: nothing here may guide the care of a patient.\n\n"
+    "The intervals show how much the numbers would move with other patients of the same kind. They do not cover other "
+    "hospitals, scanners or protocols, nor another run of the training. The numbers speak for new patients only where "
+    "no patient took part in training or choosing the model that made their own prediction."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report: heading, text, table, then figure with caption.
+
+    Args:
+        title: heading.
+        text: plain text; a blank line starts a new paragraph.
+        figure: picture, or None for none.
+        caption: what the figure shows, also for readers who cannot see it; needed with a figure.
+        table: names in the first column and values to the right, or None for none.
+    """
+
+    title: str
+    text: str
+    figure: Figure | None = None
+    caption: str = ""
+    table: pd.DataFrame | None = None
+
+
+def summarise(predictions: pd.DataFrame, target: str) -> dict[str, Any]:
+    """What ``metrics.json`` holds: the metrics of one target with 95 % intervals over patients.
+
+    Args:
+        predictions: one row per patient, columns ``patient``, ``<target>``, ``<target>_predicted`` and ``unit``.
+            Rows without a measured value are left out and counted.
+        target: name of the column with the measured values.
+
+    Returns:
+        ``{target: {"unit", "patients", "left_out", "mae": {"value", "low", "high"}, ...}}``, ready for ``json.dumps``:
+        a number that does not exist is None.
+
+    Raises:
+        ValueError: if a column is missing, a patient has two rows, units differ, a measured value has no prediction,
+            or fewer than 2 patients have a measured value.
+
+    Example:
+        >>> table = {"patient": ["a", "b"], "ef": [50.0, 60.0], "ef_predicted": [52.0, 60.0], "unit": ["%", "%"]}
+        >>> summarise(pd.DataFrame(table), "ef")["ef"]["mae"]["value"]
+        1.0
+    """
+    for column in ("patient", target, f"{target}_predicted", "unit"):
+        if column not in predictions:
+            raise ValueError(f"predictions: expected a column {column}, got {', '.join(map(str, predictions.columns))}")
+    known = predictions[target].notna()
+    for wrong, message in (
+        (predictions["patient"].duplicated(), "one row per patient, got another one"),
+        (predictions["unit"].isna(), "a unit, got none"),
+        (predictions["unit"] != predictions["unit"].iloc[:1].squeeze(), "one unit, got another than in row 1"),
+        (known & predictions[f"{target}_predicted"].isna(), "a prediction for a measured value, got none"),
+    ):
+        if wrong.any():
+            raise ValueError(f"predictions row {int(wrong.to_numpy().argmax()) + 1}: expected {message}")
+    found: dict[str, Any] = {"unit": "", "patients": int(known.sum()), "left_out": int((~known).sum())}
+    for name, estimate in regression_metrics(*_pairs(predictions, target)).items():
+        found[name] = {key: None if math.isnan(number) else number for key, number in asdict(estimate).items()}
+    return {target: {**found, "unit": str(predictions["unit"].iloc[0])}}
+
+
+def evaluation_sections(folder: Path, target: str, *, baselines: Mapping[str, Array] | None = None) -> list[Section]:
+    """The parts of an evaluation's report: numbers in plain words, comparisons, figures and limits.
+
+    Args:
+        folder: holds ``predictions.csv``, ``metrics.json`` and, where there was training, ``history.csv``.
+        target: name of the column with the measured values.
+        baselines: name -> prediction ``(P,)`` in target units, in the order of ``predictions.csv``; each is compared
+            with the model on the same patients. None compares with nothing.
+
+    Returns:
+        The sections, for :func:`write_report`.
+
+    Raises:
+        FileNotFoundError: if ``predictions.csv`` or ``metrics.json`` is missing.
+        ValueError: as :func:`summarise`, or if ``metrics.json`` was made from other predictions, or a baseline does
+            not have one finite value for each patient.
+    """
+    predictions = pd.read_csv(folder / "predictions.csv", dtype={"patient": str, "unit": str})
+    stored = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get(target)
+    now = summarise(predictions, target)[target]
+    if stored is None or not math.isclose(stored["mae"]["value"], now["mae"]["value"], rel_tol=1e-6):
+        raise ValueError(f"metrics.json: expected the metrics of {target} in predictions.csv, got other ones")
+    (predicted, measured), unit = _pairs(predictions, target), stored["unit"]
+    sections = [_summary(stored, limits_of_agreement(predicted, measured))]
+    if baselines:
+        sections.append(_comparison(predictions, target, baselines))
+    agreement = (
+        f"Each circle is one of {len(measured)} patients: measured value to the right, predicted value upwards. On "
+        "the dashed line both are the same."
+    )
+    residuals = (
+        "Each circle is one patient: mean of predicted and measured value to the right, predicted minus measured value "
+        "upwards. Solid line: mean difference (bias). Dashed lines: limits of agreement, which hold 95 of 100 patients "
+        "if the differences are normally distributed."
+    )
+    sections += [
+        Section("Predicted and measured", "", figure_agreement(measured, predicted, unit=unit), agreement),
+        Section("Too high, too low", "", figure_residuals(measured, predicted, unit=unit), residuals),
+    ]
+    if (folder / "history.csv").exists():
+        history = pd.read_csv(folder / "history.csv")
+        curves = f"Over {len(history)} epochs, from top to bottom: {', '.join(map(_readable, history.columns[1:]))}."
+        sections.append(Section("Training", "", figure_training(history), curves))
+    return [*sections, Section("Limits", _LIMITS)]
+
+
+def figure_training(history: pd.DataFrame) -> Figure:
+    """Loss and validation metric over the epochs, one panel each.
+
+    Args:
+        history: one row per epoch; ``epoch`` first, then a column per curve, empty in epochs without validation.
+
+    Raises:
+        ValueError: if the first column is not ``epoch`` or there is no other.
+    """
+    epoch, *names = history.columns
+    if epoch != "epoch" or not names:
+        raise ValueError(f"history: expected a column epoch, then curves, got {', '.join(history.columns)}")
+    figure = Figure(figsize=(6.5, 0.6 + 1.7 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), sharex=True, squeeze=False)[:, 0]
+    for axes, name in zip(panels, names, strict=True):
+        known = history.dropna(subset=[name])
+        axes.plot(known[epoch], known[name], color=_INK, marker="o", markersize=3 if len(known) <= 40 else 0)
+        _calm(axes, epoch if axes is panels[-1] else "", _readable(name))
+    return figure
+
+
+def figure_agreement(measured: Array, predicted: Array, *, unit: str) -> Figure:
+    """Predicted against measured values ``(P,)`` in ``unit`` (``1``: none), with the line where both are the same."""
+    figure = Figure(figsize=(5.0, 5.0), layout="constrained")
+    axes, both = figure.subplots(), np.concatenate([measured, predicted])
+    margin = 0.05 * float(np.ptp(both)) or 1.0
+    ends = [both.min() - margin, both.max() + margin]
+    axes.plot(ends, ends, "--", color=_QUIET, linewidth=1)
+    axes.plot(measured, predicted, "o", color=_INK, markerfacecolor="none", markersize=5)
+    axes.set(xlim=ends, ylim=ends, aspect="equal")
+    _calm(axes, _in_unit("measured", unit), _in_unit("predicted", unit))
+    return figure
+
+
+def figure_residuals(measured: Array, predicted: Array, *, unit: str) -> Figure:
+    """Difference against mean of predicted and measured values ``(P,)`` in ``unit``, with bias and limits of agreement.
+
+    Source: Bland, Altman, Lancet 1986. https://doi.org/10.1016/S0140-6736(86)90837-8
+    """
+    figure = Figure(figsize=(6.5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.plot((measured + predicted) / 2, predicted - measured, "o", color=_INK, markerfacecolor="none", markersize=5)
+    names = ("bias", "lower limit", "upper limit")
+    for level, name in zip(limits_of_agreement(predicted, measured), names, strict=True):
+        axes.axhline(level, color=_QUIET, linestyle="-" if name == "bias" else "--", linewidth=1)
+        label, place = f"{name}\n{_value(level, unit)}", ("axes fraction", "data")
+        axes.annotate(label, (1.02, level), xycoords=place, va="center", fontsize=9, color=_QUIET)
+    _calm(axes, _in_unit("mean of predicted and measured", unit), _in_unit("predicted minus measured", unit))
+    return figure
+
+
+def figure_scans(images: Sequence[npt.NDArray[Any]], days: Sequence[float], weights: Sequence[float]) -> Figure:
+    """One patient's scans side by side in one grey scale, each with its day and its weight, also as a bar from 0 to 1.
+
+    Args:
+        images: one array per scan, ``(H, W)`` or ``(H, W, D)``, axes to the patient's right, then front or head (RAS+);
+            shown as radiologists do, right on the left and front or head up, volumes at the middle of the last axis.
+        days: time of each scan, in days.
+        weights: share of each scan in the prediction, 0 to 1.
+
+    Raises:
+        ValueError: if there is no scan, the lengths differ, or an array has not 2 or 3 axes.
+    """
+    if not 0 < len(images) == len(days) == len(weights):
+        raise ValueError(f"expected a day and a weight per scan, got {len(images)}, {len(days)}, {len(weights)}")
+    if not all(np.ndim(image) in (2, 3) for image in images):
+        raise ValueError(f"expected (H, W) or (H, W, D) arrays, got {[np.shape(image) for image in images]}")
+    flat = [image if image.ndim == 2 else image[..., image.shape[-1] // 2] for image in images]
+    dark, bright = np.percentile(np.concatenate([image.ravel() for image in flat]), [1, 99])
+    columns = min(len(flat), 6)
+    rows = math.ceil(len(flat) / columns)
+    figure = Figure(figsize=(1.9 * max(columns, 2), 2.7 * rows), layout="constrained")
+    panels = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[1, 0.06] * rows)
+    for axes in panels.ravel():
+        axes.set_axis_off()
+    for i, (image, day, weight) in enumerate(zip(flat, days, weights, strict=True)):
+        top, below = panels[2 * (i // columns) :, i % columns][:2]
+        top.imshow(np.rot90(image)[:, ::-1], cmap="gray", vmin=dark, vmax=bright)
+        top.set_title(f"day {day:g}\nweight {weight:.2f}", fontsize=10)
+        below.set_axis_on()
+        below.barh(0, weight, height=1, color=_INK)
+        below.set(xlim=(0, 1), ylim=(-0.5, 0.5), xticks=[], yticks=[])
+    return figure
+
+
+def write_report(path: Path, *, title: str, sections: Sequence[Section]) -> Path:
+    """Write one HTML file that holds its own style and pictures, runs no script and prints on A4.
+
+    Args:
+        path: the file to write; its folder exists.
+        title: heading of the page.
+        sections: in order; numbers with decimals in tables are rounded to 3 digits.
+
+    Raises:
+        ValueError: if a figure has no caption, which is all that a reader who cannot see it gets.
+    """
+    for section in sections:
+        if section.figure is not None and not section.caption:
+            raise ValueError(f"section {section.title}: expected a caption with the figure, got none")
+    # Escape always: names come from files and tables.
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pages.filters |= {"data_uri": _data_uri, "cell": lambda x: _number(x) if isinstance(x, float) else str(x)}
+    path.write_text(pages.get_template("report.html.j2").render(title=title, sections=sections), encoding="utf-8")
+    return path
+
+
+def _summary(stored: dict[str, Any], limits: tuple[float, float, float]) -> Section:
+    found = {name: _estimate(stored[name]) for name in (*_ERRORS, *_RATIOS)}
+    (bias, low, high), unit, r2 = limits, stored["unit"], found["r2"]
+    left_out = f" ({stored['left_out']} more had no measured value)" if stored["left_out"] else ""
+    share = f"The model accounts for {_number(100 * r2.value)} % of the variance between patients."
+    if not r2.low > 0:
+        share = "It is not shown that the model does better than giving every patient the mean of these patients."
+    text = (
+        f"In {stored['patients']} patients{left_out} the prediction missed the measured value by "
+        f"{_value(found['mae'].value, unit)} on average; with other patients of the same kind this would probably be "
+        f"{_range(found['mae'], unit)}. {share}\n\nOn average the prediction was {_value(abs(bias), unit)} too "
+        f"{'high' if bias > 0 else 'low'}. For about 95 of 100 patients, predicted minus measured value is expected "
+        f"between {_value(low)} and {_value(high, unit)}."
+    )
+    rows = [(label, found[name], unit) for name, label in _ERRORS.items()]
+    rows += [(label, found[name], "1") for name, label in _RATIOS.items()]
+    cells = [(label, _value(estimate.value, own), _range(estimate, own)) for label, estimate, own in rows]
+    return Section("Summary", text, table=pd.DataFrame(cells, columns=["Measure", "Value", "95 % interval"]))
+
+
+def _comparison(predictions: pd.DataFrame, target: str, baselines: Mapping[str, Array]) -> Section:
+    (predicted, measured), unit = _pairs(predictions, target), str(predictions["unit"].iloc[0])
+    cells = [("Model", _value(mean_absolute_error(predicted, measured), unit), "", "")]
+    verdicts = []
+    for name, values in baselines.items():
+        try:
+            known = predictions.assign(**{f"{target}_predicted": np.asarray(values, dtype=np.float64)})
+            baseline, _ = _pairs(known, target)
+            gap = difference(predicted, baseline, measured)
+        except ValueError as error:
+            raise ValueError(f"baseline {name}: {error}") from error
+        cells.append(
+            (name, _value(mean_absolute_error(baseline, measured), unit), _value(gap.value, unit), _range(gap, unit))
+        )
+        verdict = "better than" if gap.high < 0 else "worse than" if gap.low > 0 else "not shown to differ from"
+        verdicts.append(f"{verdict} {name}")
+    text = (
+        f"By mean absolute error on the same patients the model is {', '.join(verdicts)}. A difference below zero "
+        "favours the model; it counts as shown when the whole interval lies on one side of zero."
+    )
+    columns = ["Prediction", "Mean absolute error", "Model minus this", "95 % interval"]
+    return Section("Comparison", text, table=pd.DataFrame(cells, columns=columns))
+
+
+def _pairs(predictions: pd.DataFrame, target: str) -> tuple[Array, Array]:
+    """Predicted and measured values of the patients with a measured value."""
+    known = predictions[predictions[target].notna()]
+    return known[f"{target}_predicted"].to_numpy(np.float64), known[target].to_numpy(np.float64)
+
+
+def _estimate(stored: dict[str, float | None]) -> Estimate:
+    return Estimate(**{key: math.nan if number is None else number for key, number in stored.items()})
+
+
+def _number(value: float) -> str:
+    """Three significant digits with a true minus sign; powers of ten only for the very large and very small."""
+    if not math.isfinite(value):
+        return "not defined"
+    value = float(f"{value:.3g}")
+    decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
+    text = f"{value:.3g}" if not -4 < decimals < 7 else f"{value:.{max(decimals, 0)}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _value(value: float, unit: str = "1") -> str:
+    return _number(value) + (f"\N{NO-BREAK SPACE}{unit}" if unit != "1" and math.isfinite(value) else "")
+
+
+def _range(estimate: Estimate, unit: str) -> str:
+    return f"{_number(estimate.low)} to {_value(estimate.high, unit)}" if math.isfinite(estimate.low) else "not defined"
+
+
+def _in_unit(name: str, unit: str) -> str:
+    return name if unit == "1" else f"{name} [{unit}]"
+
+
+def _readable(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _calm(axes: Any, x: str, y: str) -> None:
+    axes.set_xlabel(x, color=_QUIET)
+    axes.set_ylabel(y, color=_QUIET)
+    axes.tick_params(colors=_QUIET, length=3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#9a9a9a")
+
+
+def _data_uri(figure: Figure) -> str:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode("ascii")

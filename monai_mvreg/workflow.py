@@ -1,0 +1,78 @@
+"""A bundle's run: what ``monai.bundle run`` lacks, a mistyped setting refused and an error in one line."""
+
+import difflib
+import inspect
+import os
+import re
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+from monai.bundle import ConfigParser
+
+_READ_BY_MONAI = {"imports", "initialize", "run", "finalize", "_meta_"}
+
+
+def refuse_unread_settings(configs: str) -> None:
+    """Refuse a setting that nothing reads; for the list ``initialize`` of a config.
+
+    MONAI adds an override of an unknown name (``--epoch 1``) as a new entry and goes on with the default. A setting is
+    known if a config of the bundle declares it, or if the running config refers to it.
+
+    Args:
+        configs: the folder of the bundle's configs.
+
+    Raises:
+        ValueError: naming the setting and the nearest known one.
+        RuntimeError: if not called from a config.
+    """
+    config = _calling_config()
+    known = {key for file in Path(configs).glob("*.yaml") for key in yaml.safe_load(file.read_text())}
+    known |= _READ_BY_MONAI | set(re.findall(r"[@%](\w+)", yaml.safe_dump(config)))
+    for setting in config:
+        if setting not in known:
+            near = difflib.get_close_matches(setting, known, n=1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"expected a setting of the bundle, got {setting!r}{hint}")
+
+
+def _calling_config() -> dict[str, Any]:
+    """Find the config being parsed: MONAI hands it to no expression, but its parser stands on the call stack."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        parser = frame.f_locals.get("self")
+        if isinstance(parser, ConfigParser):
+            return {key: value for key, value in parser.config.items() if key != "_meta_"}
+        frame = frame.f_back
+    raise RuntimeError("expected to be called from a config of a bundle")
+
+
+def explain_errors() -> None:
+    """Print what a user can mend in one line instead of the nested traceback of a config.
+
+    Applies to uncaught ``ValueError`` and ``FileNotFoundError`` raised in this package, in this process; all others,
+    and all when the environment variable ``MVREG_TRACEBACK`` is set, are shown whole.
+    """
+    if sys.excepthook is sys.__excepthook__ and not os.environ.get("MVREG_TRACEBACK"):
+        sys.excepthook = _print_cause
+
+
+def user_error(error: BaseException) -> BaseException | None:
+    """Find the error a user can mend: the first cause, if this package raised it."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__ or error
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    ours = trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("monai_mvreg")
+    return error if ours and isinstance(error, (ValueError, FileNotFoundError)) else None
+
+
+def _print_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    cause = user_error(error)
+    if cause is None:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(f"error: {cause}", file=sys.stderr)

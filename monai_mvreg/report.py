@@ -26,7 +26,7 @@ from monai_mvreg.metrics import Estimate, difference, limits_of_agreement, mean_
 Array = npt.NDArray[np.float64]
 _INK, _QUIET = "#1f4e79", "#4a4a4a"
 _ERRORS = {"mae": "Mean absolute error", "rmse": "Root mean squared error"}
-_RATIOS = {"r2": "R²", "pearson": "Pearson correlation", "spearman": "Spearman correlation"}
+_MEASURES = {**_ERRORS, "r2": "R²", "pearson": "Pearson correlation", "spearman": "Spearman correlation"}
 _LIMITS = (
     "For research use only. This is not a medical device: nothing here may guide the care of a patient.\n\n"
     "The intervals show how much the numbers would move with other patients of the same kind. They do not cover other "
@@ -78,19 +78,19 @@ def summarise(predictions: pd.DataFrame, target: str) -> dict[str, Any]:
     for column in ("patient", target, f"{target}_predicted", "unit"):
         if column not in predictions:
             raise ValueError(f"predictions: expected a column {column}, got {', '.join(map(str, predictions.columns))}")
-    known = predictions[target].notna()
+    known, unit = predictions[target].notna(), str(next(iter(predictions["unit"]), ""))
     for wrong, message in (
         (predictions["patient"].duplicated(), "one row per patient, got another one"),
         (predictions["unit"].isna(), "a unit, got none"),
-        (predictions["unit"] != predictions["unit"].iloc[:1].squeeze(), "one unit, got another than in row 1"),
+        (predictions["unit"].astype(str) != unit, f"the unit {unit} of row 1, got another one"),
         (known & predictions[f"{target}_predicted"].isna(), "a prediction for a measured value, got none"),
     ):
         if wrong.any():
             raise ValueError(f"predictions row {int(wrong.to_numpy().argmax()) + 1}: expected {message}")
-    found: dict[str, Any] = {"unit": "", "patients": int(known.sum()), "left_out": int((~known).sum())}
+    found: dict[str, Any] = {"unit": unit, "patients": int(known.sum()), "left_out": int((~known).sum())}
     for name, estimate in regression_metrics(*_pairs(predictions, target)).items():
         found[name] = {key: None if math.isnan(number) else number for key, number in asdict(estimate).items()}
-    return {target: {**found, "unit": str(predictions["unit"].iloc[0])}}
+    return {target: found}
 
 
 def evaluation_sections(folder: Path, target: str, *, baselines: Mapping[str, Array] | None = None) -> list[Section]:
@@ -101,9 +101,6 @@ def evaluation_sections(folder: Path, target: str, *, baselines: Mapping[str, Ar
         target: name of the column with the measured values.
         baselines: name -> prediction ``(P,)`` in target units, in the order of ``predictions.csv``; each is compared
             with the model on the same patients. None compares with nothing.
-
-    Returns:
-        The sections, for :func:`write_report`.
 
     Raises:
         FileNotFoundError: if ``predictions.csv`` or ``metrics.json`` is missing.
@@ -134,7 +131,7 @@ def evaluation_sections(folder: Path, target: str, *, baselines: Mapping[str, Ar
     ]
     if (folder / "history.csv").exists():
         history = pd.read_csv(folder / "history.csv")
-        curves = f"Over {len(history)} epochs, from top to bottom: {', '.join(map(_readable, history.columns[1:]))}."
+        curves = f"Over {len(history)} epochs, from top to bottom: {', '.join(history.columns[1:])}.".replace("_", " ")
         sections.append(Section("Training", "", figure_training(history), curves))
     return [*sections, Section("Limits", _LIMITS)]
 
@@ -156,7 +153,8 @@ def figure_training(history: pd.DataFrame) -> Figure:
     for axes, name in zip(panels, names, strict=True):
         known = history.dropna(subset=[name])
         axes.plot(known[epoch], known[name], color=_INK, marker="o", markersize=3 if len(known) <= 40 else 0)
-        _calm(axes, epoch if axes is panels[-1] else "", _readable(name))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _calm(axes, epoch if axes is panels[-1] else "", name.replace("_", " "))
     return figure
 
 
@@ -169,7 +167,7 @@ def figure_agreement(measured: Array, predicted: Array, *, unit: str) -> Figure:
     axes.plot(ends, ends, "--", color=_QUIET, linewidth=1)
     axes.plot(measured, predicted, "o", color=_INK, markerfacecolor="none", markersize=5)
     axes.set(xlim=ends, ylim=ends, aspect="equal")
-    _calm(axes, _in_unit("measured", unit), _in_unit("predicted", unit))
+    _calm(axes, "measured", "predicted", unit)
     return figure
 
 
@@ -186,7 +184,7 @@ def figure_residuals(measured: Array, predicted: Array, *, unit: str) -> Figure:
         axes.axhline(level, color=_QUIET, linestyle="-" if name == "bias" else "--", linewidth=1)
         label, place = f"{name}\n{_value(level, unit)}", ("axes fraction", "data")
         axes.annotate(label, (1.02, level), xycoords=place, va="center", fontsize=9, color=_QUIET)
-    _calm(axes, _in_unit("mean of predicted and measured", unit), _in_unit("predicted minus measured", unit))
+    _calm(axes, "mean of predicted and measured", "predicted minus measured", unit)
     return figure
 
 
@@ -210,14 +208,15 @@ def figure_scans(images: Sequence[npt.NDArray[Any]], days: Sequence[float], weig
     dark, bright = np.percentile(np.concatenate([image.ravel() for image in flat]), [1, 99])
     columns = min(len(flat), 6)
     rows = math.ceil(len(flat) / columns)
-    figure = Figure(figsize=(1.9 * max(columns, 2), 2.7 * rows), layout="constrained")
+    figure = Figure(figsize=(1.3 * max(columns, 3), 2.2 * rows), layout="constrained")
     panels = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[1, 0.06] * rows)
     for axes in panels.ravel():
         axes.set_axis_off()
     for i, (image, day, weight) in enumerate(zip(flat, days, weights, strict=True)):
         top, below = panels[2 * (i // columns) :, i % columns][:2]
         top.imshow(np.rot90(image)[:, ::-1], cmap="gray", vmin=dark, vmax=bright)
-        top.set_title(f"day {day:g}\nweight {weight:.2f}", fontsize=10)
+        top.set_title(f"day {day:g}\nweight {weight:.2f}", fontsize=9)
+        top.set_anchor("S")
         below.set_axis_on()
         below.barh(0, weight, height=1, color=_INK)
         below.set(xlim=(0, 1), ylim=(-0.5, 0.5), xticks=[], yticks=[])
@@ -247,7 +246,10 @@ def write_report(path: Path, *, title: str, sections: Sequence[Section]) -> Path
 
 
 def _summary(stored: dict[str, Any], limits: tuple[float, float, float]) -> Section:
-    found = {name: _estimate(stored[name]) for name in (*_ERRORS, *_RATIOS)}
+    found = {
+        name: Estimate(**{key: math.nan if number is None else number for key, number in stored[name].items()})
+        for name in _MEASURES
+    }
     (bias, low, high), unit, r2 = limits, stored["unit"], found["r2"]
     left_out = f" ({stored['left_out']} more had no measured value)" if stored["left_out"] else ""
     share = f"The model accounts for {_number(100 * r2.value)} % of the variance between patients."
@@ -260,9 +262,10 @@ def _summary(stored: dict[str, Any], limits: tuple[float, float, float]) -> Sect
         f"{'high' if bias > 0 else 'low'}. For about 95 of 100 patients, predicted minus measured value is expected "
         f"between {_value(low)} and {_value(high, unit)}."
     )
-    rows = [(label, found[name], unit) for name, label in _ERRORS.items()]
-    rows += [(label, found[name], "1") for name, label in _RATIOS.items()]
-    cells = [(label, _value(estimate.value, own), _range(estimate, own)) for label, estimate, own in rows]
+    cells = []
+    for name, label in _MEASURES.items():
+        own = unit if name in _ERRORS else "1"
+        cells.append((label, _value(found[name].value, own), _range(found[name], own)))
     return Section("Summary", text, table=pd.DataFrame(cells, columns=["Measure", "Value", "95 % interval"]))
 
 
@@ -272,18 +275,16 @@ def _comparison(predictions: pd.DataFrame, target: str, baselines: Mapping[str, 
     verdicts = []
     for name, values in baselines.items():
         try:
-            known = predictions.assign(**{f"{target}_predicted": np.asarray(values, dtype=np.float64)})
-            baseline, _ = _pairs(known, target)
+            baseline, _ = _pairs(predictions.assign(**{f"{target}_predicted": np.asarray(values)}), target)
             gap = difference(predicted, baseline, measured)
         except ValueError as error:
             raise ValueError(f"baseline {name}: {error}") from error
-        cells.append(
-            (name, _value(mean_absolute_error(baseline, measured), unit), _value(gap.value, unit), _range(gap, unit))
-        )
+        error_of_it = mean_absolute_error(baseline, measured)
+        cells.append((name, _value(error_of_it, unit), _value(gap.value, unit), _range(gap, unit)))
         verdict = "better than" if gap.high < 0 else "worse than" if gap.low > 0 else "not shown to differ from"
-        verdicts.append(f"{verdict} {name}")
+        verdicts.append(f'{verdict} "{name}"')
     text = (
-        f"By mean absolute error on the same patients the model is {', '.join(verdicts)}. A difference below zero "
+        f"By mean absolute error on the same patients the model is {'; '.join(verdicts)}. A difference below zero "
         "favours the model; it counts as shown when the whole interval lies on one side of zero."
     )
     columns = ["Prediction", "Mean absolute error", "Model minus this", "95 % interval"]
@@ -294,10 +295,6 @@ def _pairs(predictions: pd.DataFrame, target: str) -> tuple[Array, Array]:
     """Predicted and measured values of the patients with a measured value."""
     known = predictions[predictions[target].notna()]
     return known[f"{target}_predicted"].to_numpy(np.float64), known[target].to_numpy(np.float64)
-
-
-def _estimate(stored: dict[str, float | None]) -> Estimate:
-    return Estimate(**{key: math.nan if number is None else number for key, number in stored.items()})
 
 
 def _number(value: float) -> str:
@@ -318,17 +315,9 @@ def _range(estimate: Estimate, unit: str) -> str:
     return f"{_number(estimate.low)} to {_value(estimate.high, unit)}" if math.isfinite(estimate.low) else "not defined"
 
 
-def _in_unit(name: str, unit: str) -> str:
-    return name if unit == "1" else f"{name} [{unit}]"
-
-
-def _readable(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _calm(axes: Any, x: str, y: str) -> None:
-    axes.set_xlabel(x, color=_QUIET)
-    axes.set_ylabel(y, color=_QUIET)
+def _calm(axes: Any, x: str, y: str, unit: str = "1") -> None:
+    axes.set_xlabel(x if unit == "1" else f"{x} [{unit}]", color=_QUIET)
+    axes.set_ylabel(y if unit == "1" else f"{y} [{unit}]", color=_QUIET)
     axes.tick_params(colors=_QUIET, length=3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#9a9a9a")

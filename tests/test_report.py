@@ -1,0 +1,265 @@
+import base64
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from monai_mvreg import metrics, report
+
+VOID = {"meta", "img", "link", "br", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects tags and pictures, and fails on a tag that is not closed in turn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.seen: set[str] = set()
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.add(tag)
+        if tag == "img":
+            self.images.append(dict(attrs))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def predictions(patients: int = 40) -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    measured = 120 + 30 * generator.normal(size=patients)
+    return pd.DataFrame(
+        {
+            "patient": [f"KEY-{i:04d}-Smith" for i in range(patients)],
+            "fold": np.arange(patients) % 5,
+            "volume": measured,
+            "volume_predicted": measured + 12 * generator.normal(size=patients) + 2,
+            "unit": "mL",
+            "scans": "SCANKEY-1;SCANKEY-2",
+            "days": "0;163",
+            "weights": "0.66;0.34",
+        }
+    )
+
+
+def evaluation(folder: Path, table: pd.DataFrame) -> Path:
+    table.to_csv(folder / "predictions.csv", index=False)
+    (folder / "metrics.json").write_text(json.dumps(report.summarise(table, "volume"), allow_nan=False))
+    epochs = np.arange(1, 21)
+    mae = np.where(epochs % 2 == 0, 12 + 20 / epochs, np.nan)
+    pd.DataFrame({"epoch": epochs, "train_loss": 1 / epochs, "mae": mae}).to_csv(folder / "history.csv", index=False)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return evaluation(tmp_path, predictions())
+
+
+@pytest.fixture
+def html(folder: Path) -> str:
+    mean = np.full(40, predictions()["volume"].mean())
+    sections = report.evaluation_sections(folder, "volume", baselines={"training mean": mean})
+    return report.write_report(folder / "report.html", title="Volume <&> more", sections=sections).read_text("utf-8")
+
+
+def test_the_summary_holds_the_metrics_of_the_patients_with_a_measured_value():
+    table = predictions()
+    table.loc[[3, 5], "volume"] = np.nan
+    known = table.drop([3, 5])
+    expected = metrics.regression_metrics(known["volume_predicted"].to_numpy(), known["volume"].to_numpy())
+    found = report.summarise(table, "volume")["volume"]
+    assert (found["unit"], found["patients"], found["left_out"]) == ("mL", 38, 2)
+    assert found["mae"] == {"value": expected["mae"].value, "low": expected["mae"].low, "high": expected["mae"].high}
+
+
+def test_a_metric_that_does_not_exist_is_null_in_json_and_said_so_in_the_report(tmp_path):
+    folder = evaluation(tmp_path, predictions().assign(volume=100.0))
+    assert json.loads((folder / "metrics.json").read_text())["volume"]["r2"]["value"] is None
+    summary = report.evaluation_sections(folder, "volume")[0]
+    assert summary.table["Value"].tolist()[2:] == ["not defined"] * 3
+    assert "not shown that the model does better" in summary.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="unit"), "expected a column unit, got patient, fold"),
+        (lambda t: t.assign(unit=["mL", "mL", "L"] + ["mL"] * 37), "row 3: expected the unit mL of row 1"),
+        (lambda t: t.assign(unit=[None] * 40), "row 1: expected a unit, got none"),
+        (lambda t: pd.concat([t, t[:1]]), "row 41: expected one row per patient"),
+        (lambda t: t.assign(volume_predicted=[1.0, None] + [1.0] * 38), "row 2: expected a prediction"),
+        (lambda t: t[:1], "at least 2 patients"),
+        (lambda t: t[:0], "at least 2 patients"),
+    ],
+)
+def test_a_wrong_table_is_refused_with_its_row_and_without_the_patient(change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        report.summarise(change(predictions()), "volume")
+    assert "KEY" not in str(caught.value)
+
+
+def test_the_report_holds_the_numbers_with_their_unit(html, folder):
+    stored = json.loads((folder / "metrics.json").read_text())["volume"]
+    text = html.replace("\N{NO-BREAK SPACE}", " ")
+    assert f"<td>{stored['mae']['value']:.3g} mL</td>" in text
+    assert f"<td>{stored['rmse']['low']:.1f} to {stored['rmse']['high']:.1f} mL</td>" in text
+    assert f"<td>{stored['pearson']['value']:.3f}</td>" in text
+    assert "In 40 patients" in text
+    assert "the model is better than &#34;training mean&#34;" in text
+    assert "research use only" in text and "not a medical device" in text
+
+
+def test_the_report_is_one_closed_html_file_without_scripts_or_addresses(html):
+    page = Page(html)
+    assert len(page.images) == 3
+    assert {"table", "figure", "figcaption"} <= page.seen and "script" not in page.seen
+    assert not re.search("http|//|url\\(|@import", re.sub('base64,[^"]*', "", html))
+    for image in page.images:
+        assert image["alt"] and image["src"].startswith("data:image/svg+xml;base64,")
+
+
+def test_neither_the_report_nor_its_pictures_show_a_patient_or_a_scan(html):
+    pictures = [base64.b64decode(code).decode() for code in re.findall('base64,([^"]*)"', html)]
+    assert not any(key in text for text in [html, *pictures] for key in ("KEY-", "Smith", "SCANKEY"))
+
+
+def test_text_from_outside_is_escaped(html):
+    assert "<h1>Volume &lt;&amp;&gt; more</h1>" in html
+
+
+def test_the_comparison_is_that_of_the_metrics_on_patients_with_a_measured_value(tmp_path):
+    table = predictions()
+    table.loc[0, "volume"] = np.nan
+    mean = np.full(40, 120.0)
+    mean[0] = np.nan
+    comparison = report.evaluation_sections(evaluation(tmp_path, table), "volume", baselines={"mean": mean})[1]
+    known = table[1:]
+    expected = metrics.difference(known["volume_predicted"].to_numpy(), mean[1:], known["volume"].to_numpy())
+    assert comparison.table.iloc[1, 2] == f"\N{MINUS SIGN}{-expected.value:.3g}\N{NO-BREAK SPACE}mL"
+
+
+@pytest.mark.parametrize("baseline", [np.zeros(39), np.full(40, np.nan)])
+def test_a_baseline_without_one_value_per_patient_is_refused_by_name(folder, baseline):
+    with pytest.raises(ValueError, match="baseline mean: "):
+        report.evaluation_sections(folder, "volume", baselines={"mean": baseline})
+
+
+def test_metrics_of_other_predictions_are_refused(folder):
+    predictions(39).to_csv(folder / "predictions.csv", index=False)
+    with pytest.raises(ValueError, match=r"metrics.json: expected the metrics of volume"):
+        report.evaluation_sections(folder, "volume")
+
+
+def test_an_evaluation_without_training_has_no_training_section(folder):
+    (folder / "history.csv").unlink()
+    titles = [section.title for section in report.evaluation_sections(folder, "volume")]
+    assert "Training" not in titles and titles[-1] == "Limits"
+
+
+def test_a_figure_without_a_caption_is_refused(tmp_path):
+    section = report.Section("Scans", "", report.figure_scans([np.eye(4)], [0], [1]))
+    with pytest.raises(ValueError, match="section Scans: expected a caption"):
+        report.write_report(tmp_path / "report.html", title="", sections=[section])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12.345, "12.3"),
+        (-0.12345, "\N{MINUS SIGN}0.123"),
+        (0.5, "0.500"),
+        (9.999, "10.0"),
+        (12345.0, "12300"),
+        (0.0, "0"),
+        (1.5e-7, "1.5e\N{MINUS SIGN}07"),
+        (float("nan"), "not defined"),
+    ],
+)
+def test_numbers_are_rounded_to_three_digits(value, text, tmp_path):
+    section = report.Section("Numbers", "", table=pd.DataFrame({"name": ["a"], "value": [value]}))
+    page = report.write_report(tmp_path / "report.html", title="", sections=[section]).read_text("utf-8")
+    assert f"<td>{text}</td>" in page
+
+
+def test_training_has_a_panel_for_each_curve_and_skips_epochs_without_validation():
+    history = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [3.0, 2.0, 1.0], "mae": [np.nan, 5.0, np.nan]})
+    loss, mae = report.figure_training(history).axes
+    assert loss.lines[0].get_ydata().tolist() == [3, 2, 1] and loss.get_ylabel() == "train loss"
+    assert mae.lines[0].get_xdata().tolist() == [2] and mae.get_xlabel() == "epoch"
+
+
+def test_a_history_without_curves_is_refused():
+    with pytest.raises(ValueError, match="expected a column epoch, then curves, got epoch"):
+        report.figure_training(pd.DataFrame({"epoch": [1]}))
+
+
+def test_agreement_shows_every_patient_and_the_line_of_identity():
+    measured, predicted = np.array([1.0, 2.0, 3.0]), np.array([1.5, 2.0, 2.0])
+    (axes,) = report.figure_agreement(measured, predicted, unit="mL").axes
+    identity, points = axes.lines
+    assert list(identity.get_xdata()) == list(identity.get_ydata())
+    assert points.get_xydata().tolist() == np.c_[measured, predicted].tolist()
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("measured [mL]", "predicted [mL]")
+    assert axes.get_xlim() == axes.get_ylim()
+
+
+def test_residuals_show_bias_and_limits_of_agreement():
+    measured, predicted = np.array([1.0, 2.0, 4.0]), np.array([1.5, 2.0, 2.0])
+    (axes,) = report.figure_residuals(measured, predicted, unit="1").axes
+    points, *levels = axes.lines
+    assert points.get_ydata().tolist() == [0.5, 0.0, -2.0] and points.get_xdata().tolist() == [1.25, 2.0, 3.0]
+    assert [line.get_ydata()[0] for line in levels] == list(metrics.limits_of_agreement(predicted, measured))
+    assert axes.get_ylabel() == "predicted minus measured"
+
+
+def test_scans_are_shown_with_the_patients_right_on_the_left_and_the_front_up():
+    image = np.zeros((4, 6, 3))
+    image[3, 5, 1] = 1  # farthest right, farthest to the front, middle slice
+    top, below = report.figure_scans([image], [163], [0.34]).axes
+    shown = top.images[0].get_array()
+    assert shown.shape == (6, 4) and shown[0, 0] == 1 and shown.sum() == 1
+    assert top.get_title() == "day 163\nweight 0.34"
+    assert below.patches[0].get_width() == 0.34 and below.get_xlim() == (0, 1)
+
+
+def test_many_scans_take_several_rows_in_one_grey_scale():
+    images = [np.full((5, 5), float(i)) for i in range(8)]
+    figure = report.figure_scans(images, range(8), [1 / 8] * 8)
+    shown = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title()[:5] for axes in shown] == [f"day {i}" for i in range(8)]
+    assert len({axes.images[0].get_clim() for axes in shown}) == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "days", "message"),
+    [
+        ([], [], "a day and a weight per scan, got 0"),
+        ([np.eye(3)], [1, 2], "got 1, 2, 1"),
+        ([np.ones(3)], [1], r"arrays, got \[\(3,\)\]"),
+    ],
+)
+def test_scans_that_cannot_be_shown_are_refused(images, days, message):
+    with pytest.raises(ValueError, match=message):
+        report.figure_scans(images, days, [1.0] * len(images))
+
+
+def test_reports_can_be_written_side_by_side_in_threads(folder):
+    def write(i: int) -> str:
+        sections = report.evaluation_sections(folder, "volume")
+        return report.write_report(folder / f"{i}.html", title="Volume", sections=sections).read_text("utf-8")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(len(Page(text).images) == 3 for text in pool.map(write, range(4)))

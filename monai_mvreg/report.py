@@ -208,7 +208,8 @@ def figure_scans(images: Sequence[npt.NDArray[Any]], days: Sequence[float], weig
     dark, bright = np.percentile(np.concatenate([image.ravel() for image in flat]), [1, 99])
     columns = min(len(flat), 6)
     rows = math.ceil(len(flat) / columns)
-    figure = Figure(figsize=(1.3 * max(columns, 3), 2.2 * rows), layout="constrained")
+    tallest = max(image.shape[1] / image.shape[0] for image in flat)
+    figure = Figure(figsize=(1.3 * max(columns, 3), (1.25 * tallest + 0.65) * rows), layout="constrained")
     panels = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[1, 0.06] * rows)
     for axes in panels.ravel():
         axes.set_axis_off()

@@ -95,8 +95,9 @@ def read_header(path: Path) -> Header | str:
         kinds = str(tags.get("ImageType") or "")
     except Exception as error:
         raise ValueError(f"damaged or incomplete DICOM header ({type(error).__name__})") from None
+    rest = max(rest - (8 if syntax == pydicom.uid.ImplicitVRLittleEndian else 12), 0)  # tag and length of the pixels
     if syntax in _NATIVE and rest < needed:
-        raise ValueError(f"truncated: expected {needed} bytes of pixels, got {max(rest, 0)}")
+        raise ValueError(f"truncated: expected {needed} bytes of pixels, got {rest}")
     spacing = next((s for s in (_numbers(tags, name, 2) for name in _PLANE) if s.size), np.zeros(0))
     axes, position = _numbers(tags, "ImageOrientationPatient", 6), _numbers(tags, "ImagePositionPatient", 3)
     depths = (_numbers(tags, name, 1) for name in ("SpacingBetweenSlices", "SliceThickness"))

@@ -82,11 +82,14 @@ def find_scans(folder: Path) -> tuple[list[Scan], list[LeftOut]]:
             except ValueError as error:
                 left_out.append(LeftOut(other.path, str(error)))
         for uid, headers in series.items():
+            # Slices belong together wherever they lie; radiographs without a position stand alone.
+            placed = bool(headers[0].position.size)
+            home = homes[uid if placed else f"{uid} in {parent}"].setdefault(parent, [])
             try:
-                if damaged:
+                if damaged and placed:
                     raise ValueError(f"damaged DICOM files in its folder: {_listed(damaged)}")
                 address = parent.as_posix() + (f"#{uid}" if len(series) > 1 else "")
-                homes[uid][parent] = _series_scans(address, headers)
+                home += _series_scans(address, headers)
             except ValueError as error:
                 left_out.append(LeftOut(parent, f"series ...{uid[-12:]}: {error}"))
     for uid, places in homes.items():
@@ -210,8 +213,11 @@ def _read_file(path: Path) -> tuple[Array, Array]:
 
 def _kind(path: Path) -> str:
     """The format by content (by suffix for NIfTI, whose mark lies anywhere once zipped), or else what it is not."""
-    with path.open("rb") as file:
-        start = file.read(132)
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError as error:
+        return f"a file that cannot be opened ({type(error).__name__})"
     if path.name.lower().endswith((".nii", ".nii.gz")):
         return "nifti"
     if start[128:] == b"DICM":

@@ -81,10 +81,10 @@ class PredictionSaver:
         path: the file.
         network: the :class:`~monai_mvreg.networks.multiscan.MultiScanNet` (or its distributed wrapper).
         target: names of the targets, in the order of the outputs.
-        unit: unit of the targets, ``""`` if there is none.
+        unit: unit of the targets, ``"1"`` for none.
     """
 
-    def __init__(self, path: str, network: nn.Module, *, target: Sequence[str], unit: str = "") -> None:
+    def __init__(self, path: str, network: nn.Module, *, target: Sequence[str], unit: str = "1") -> None:
         self.path, self.target, self.unit = Path(path), list(target), unit
         self.rows: dict[str, list[str]] = {}
         pool = getattr(network, "module", network).pool

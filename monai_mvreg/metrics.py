@@ -143,7 +143,7 @@ def limits_of_agreement(pred: Array, target: Array, *, z: float = 1.96) -> tuple
     return bias, bias - spread, bias + spread
 
 
-def regression_metrics(
+def cohort_metrics(
     pred: Array, target: Array, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, Estimate]:
     """Errors and correlations of a cohort, each with a percentile bootstrap interval over patients.
@@ -165,7 +165,7 @@ def regression_metrics(
             out of range.
 
     Example:
-        >>> metrics = regression_metrics(np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]))
+        >>> metrics = cohort_metrics(np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]))
         >>> metrics["r2"].value
         0.5
 
@@ -200,7 +200,7 @@ def difference(
         The difference in target units.
 
     Raises:
-        ValueError: as :func:`regression_metrics`.
+        ValueError: as :func:`cohort_metrics`.
 
     Example:
         >>> difference(np.array([1.0, 2.0]), np.array([2.0, 3.0]), np.array([1.0, 2.0]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +22,9 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from monai_mvreg.metrics import Estimate, difference, limits_of_agreement, mean_absolute_error, regression_metrics
+from monai_mvreg.metrics import Estimate, cohort_metrics, difference, limits_of_agreement, mean_absolute_error
 
+_log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float64]
 _INK, _QUIET = "#1f4e79", "#4a4a4a"
 _ERRORS = {"mae": "Mean absolute error", "rmse": "Root mean squared error"}
@@ -88,7 +90,7 @@ def summarise(predictions: pd.DataFrame, target: str) -> dict[str, Any]:
         if wrong.any():
             raise ValueError(f"predictions row {int(wrong.to_numpy().argmax()) + 1}: expected {message}")
     found: dict[str, Any] = {"unit": unit, "patients": int(known.sum()), "left_out": int((~known).sum())}
-    for name, estimate in regression_metrics(*_pairs(predictions, target)).items():
+    for name, estimate in cohort_metrics(*_pairs(predictions, target)).items():
         found[name] = {key: None if math.isnan(number) else number for key, number in asdict(estimate).items()}
     return {target: found}
 
@@ -134,6 +136,35 @@ def evaluation_sections(folder: Path, target: str, *, baselines: Mapping[str, Ar
         curves = f"Over {len(history)} epochs, from top to bottom: {', '.join(history.columns[1:])}.".replace("_", " ")
         sections.append(Section("Training", "", figure_training(history), curves))
     return [*sections, Section("Limits", _LIMITS)]
+
+
+def write_evaluation(folder: str, target: Sequence[str], *, training_mean: Sequence[float]) -> None:
+    """Turn ``predictions.csv`` into ``metrics.json`` and ``report.html`` in the same folder; for the end of a run.
+
+    Args:
+        folder: holds ``predictions.csv`` and, where there was training, ``history.csv``.
+        target: names of the columns with the measured values.
+        training_mean: mean of each target over the training patients, which the model is compared with.
+    """
+    place = Path(folder)
+    predictions = pd.read_csv(place / "predictions.csv", dtype={"patient": str, "unit": str})
+    metrics: dict[str, Any] = {}
+    for name in target:
+        metrics |= summarise(predictions, name)
+    (place / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False), encoding="utf-8")
+    sections: list[Section] = []
+    for name, mean in zip(target, training_mean, strict=True):
+        baselines = {"Mean of the training patients": np.full(len(predictions), mean)}
+        sections += evaluation_sections(place, name, baselines=baselines)
+        mae, r2_ = (_estimate(metrics[name][key]) for key in ("mae", "r2"))
+        _log.info(
+            "%s: MAE %.4g [%.4g, %.4g] %s, R2 %.3f [%.3f, %.3f], %d patients; predicting the training mean: MAE %.4g",
+            *(name, mae.value, mae.low, mae.high, metrics[name]["unit"], r2_.value, r2_.low, r2_.high),
+            *(metrics[name]["patients"], (predictions[name] - mean).abs().mean()),
+        )
+    _log.info(
+        "report: %s", write_report(place / "report.html", title=f"Prediction of {', '.join(target)}", sections=sections)
+    )
 
 
 def figure_training(history: pd.DataFrame) -> Figure:

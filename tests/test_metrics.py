@@ -60,7 +60,7 @@ def test_a_constant_prediction_has_no_correlation_but_an_r2():
 
 def test_the_measures_of_the_cohort_are_the_single_functions():
     pred, target = cohort(30)
-    found = metrics.regression_metrics(pred, target, resamples=10)
+    found = metrics.cohort_metrics(pred, target, resamples=10)
     assert {key: estimate.value for key, estimate in found.items()} == {
         key: function(pred, target) for key, function in zip(KEYS, SINGLE, strict=True)
     }
@@ -72,7 +72,7 @@ def test_the_interval_equals_a_bootstrap_by_hand(monkeypatch):
     pred = pred.round(-1)
     draws = [d for counts in metrics._draws(23, 40, 0.9, 5) for d in counts.astype(int)]
     assert len(draws) == 40 and all(d.sum() == 23 for d in draws)
-    found = metrics.regression_metrics(pred, target, resamples=40, confidence=0.9, seed=5)
+    found = metrics.cohort_metrics(pred, target, resamples=40, confidence=0.9, seed=5)
     for key, theirs in zip(KEYS, REFERENCE, strict=True):
         values = [theirs(np.repeat(pred, d), np.repeat(target, d)) for d in draws]
         assert [found[key].low, found[key].high] == pytest.approx(np.quantile(values, [0.05, 0.95]), rel=1e-12)
@@ -80,7 +80,7 @@ def test_the_interval_equals_a_bootstrap_by_hand(monkeypatch):
 
 def test_the_same_seed_gives_the_same_intervals_and_another_seed_others():
     pred, target = cohort(30)
-    one, same, other = (metrics.regression_metrics(pred, target, resamples=99, seed=seed) for seed in (0, 0, 1))
+    one, same, other = (metrics.cohort_metrics(pred, target, resamples=99, seed=seed) for seed in (0, 0, 1))
     assert one == same and one != other
 
 
@@ -88,7 +88,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     truth = np.sqrt(2 / np.pi)  # mean absolute value of a standard normal error
     held = 0
     for seed in range(300):
-        interval = metrics.regression_metrics(*cohort(80, seed), resamples=300, seed=seed)["mae"]
+        interval = metrics.cohort_metrics(*cohort(80, seed), resamples=300, seed=seed)["mae"]
         held += interval.low <= truth <= interval.high
     assert 0.90 <= held / 300 <= 0.98
 
@@ -96,8 +96,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 def test_resamples_without_a_correlation_are_left_out_in_silence():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = metrics.regression_metrics(np.array([1.0, 2.0]), np.array([1.0, 3.0]))
-        constant = metrics.regression_metrics(np.array([1.0, 2.0]), np.array([3.0, 3.0]))
+        found = metrics.cohort_metrics(np.array([1.0, 2.0]), np.array([1.0, 3.0]))
+        constant = metrics.cohort_metrics(np.array([1.0, 2.0]), np.array([3.0, 3.0]))
     assert found["pearson"] == metrics.Estimate(1.0, 1.0, 1.0)
     assert np.isnan([constant["r2"].value, constant["r2"].low, constant["r2"].high]).all()
     assert np.isfinite(constant["mae"].low)
@@ -106,7 +106,7 @@ def test_resamples_without_a_correlation_are_left_out_in_silence():
 def test_500_patients_and_2000_resamples_take_less_than_three_seconds():
     pred, target = cohort(500)
     start = time.process_time()
-    metrics.regression_metrics(pred, target)
+    metrics.cohort_metrics(pred, target)
     assert time.process_time() - start < 3
 
 
@@ -123,7 +123,7 @@ def test_a_paired_interval_is_narrower_than_an_unpaired_one_for_correlated_error
     target, shared = generator.normal(size=(2, 200))
     a, b = (target + 3 * shared + 0.3 * generator.normal(size=200) for _ in "ab")
     paired = metrics.difference(a, b, target)
-    alone = [metrics.regression_metrics(p, target, seed=seed)["mae"] for seed, p in enumerate((a, b))]
+    alone = [metrics.cohort_metrics(p, target, seed=seed)["mae"] for seed, p in enumerate((a, b))]
     unpaired = np.hypot(*(e.high - e.low for e in alone))
     assert paired.high - paired.low < unpaired / 3
 
@@ -149,7 +149,7 @@ def test_limits_of_agreement_equal_mean_and_standard_deviation_of_the_difference
 def test_wrong_input_is_refused_with_one_clear_error(pred, target, message):
     pred, target = np.array(pred), np.array(target)
     with pytest.raises(ValueError, match=message):
-        metrics.regression_metrics(pred, target)
+        metrics.cohort_metrics(pred, target)
     with pytest.raises(ValueError, match=message):
         metrics.difference(pred, pred, target)
 
@@ -162,4 +162,4 @@ def test_an_empty_cohort_has_no_error():
 @pytest.mark.parametrize("option", [{"resamples": 0}, {"confidence": 1.0}, {"confidence": 95}])
 def test_an_option_out_of_range_is_refused(option):
     with pytest.raises(ValueError, match="expected resamples >= 1 and 0 < confidence < 1"):
-        metrics.regression_metrics(*cohort(5), **option)
+        metrics.cohort_metrics(*cohort(5), **option)

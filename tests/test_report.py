@@ -79,7 +79,7 @@ def test_the_summary_holds_the_metrics_of_the_patients_with_a_measured_value():
     table = predictions()
     table.loc[[3, 5], "volume"] = np.nan
     known = table.drop([3, 5])
-    expected = metrics.regression_metrics(known["volume_predicted"].to_numpy(), known["volume"].to_numpy())
+    expected = metrics.cohort_metrics(known["volume_predicted"].to_numpy(), known["volume"].to_numpy())
     found = report.summarise(table, "volume")["volume"]
     assert (found["unit"], found["patients"], found["left_out"]) == ("mL", 38, 2)
     assert found["mae"] == {"value": expected["mae"].value, "low": expected["mae"].low, "high": expected["mae"].high}

@@ -23,7 +23,7 @@ class Columns:
         view: kind of the scan (modality, view, side).
         views: every kind there is, in the order the network knows them.
         target: one or more numbers to predict.
-        unit: unit of the target, the same in every row.
+        unit: unit of the target, the same in every row; with none the unit is "1", UCUM's word for no unit.
         event: 1 if the event was seen at the time given as target, 0 if censored.
         covariates: column -> ``"number"``, or the list of its levels: ``{age: number, sex: [F, M]}``.
         fold: part of the cohort a patient belongs to.
@@ -50,6 +50,10 @@ class Columns:
                 raise ValueError(f"covariate {column!r}: expected 'number' or a list of levels, got {kind!r}")
             names += [column] if isinstance(kind, str) else [f"{column}={level}" for level in list(kind)[1:]]
         return tuple(names)
+
+    def without_outcome(self) -> "Columns":
+        """The same columns for new patients, whose target nobody knows."""
+        return replace(self, target=(), unit=None, event=None, fold=None)
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ def read_cohort(scans_file: str, columns: Columns, *, images: str, outcomes_file
     return Cohort(
         tuple(patients),
         target=(*columns.target, *([columns.event] if columns.event else [])),
-        unit=facts.text(0, columns.unit) if columns.unit else "",
+        unit=facts.text(0, columns.unit) if columns.unit else "1",
         views=tuple(columns.views),
         covariates=columns.covariate_names,
     )
@@ -295,7 +299,7 @@ def write_cohort(cohort: Cohort, path: str) -> None:
             if cohort.views:
                 row["view"] = cohort.views[view]
             row.update(zip(cohort.target, patient.target, strict=True))
-            if cohort.unit:
+            if cohort.target:
                 row["unit"] = cohort.unit
             row.update(zip(cohort.covariates, patient.covariates, strict=True))
             if patient.fold is not None:
@@ -311,7 +315,7 @@ def columns_of(cohort: Cohort) -> Columns:
         view="view" if cohort.views else None,
         views=cohort.views,
         target=cohort.target,
-        unit="unit" if cohort.unit else None,
+        unit="unit" if cohort.target else None,
         covariates={name: "number" for name in cohort.covariates},
         fold="fold" if any(patient.fold is not None for patient in cohort.patients) else None,
     )

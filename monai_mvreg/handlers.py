@@ -87,10 +87,10 @@ class PredictionSaver:
     def __init__(self, path: str, network: nn.Module, *, target: Sequence[str], unit: str = "1") -> None:
         self.path, self.target, self.unit = Path(path), list(target), unit
         self.rows: dict[str, list[str]] = {}
-        pool = getattr(network, "module", network).pool
+        whole: nn.Module = getattr(network, "module", network)
         self.weights = torch.empty(0)
         # The weights are taken as the pool makes them, so no scan is encoded twice.
-        pool.register_forward_hook(self._keep_weights)
+        whole.get_submodule("pool").register_forward_hook(self._keep_weights)
 
     def attach(self, engine: Engine) -> None:
         """Register the handler with an evaluator that keeps whole batches (``decollate=False``)."""
@@ -110,15 +110,15 @@ class PredictionSaver:
             for index in range(len(self.target)):
                 value = measured[index]
                 numbers += ["" if value is None else f"{value:.7g}", f"{float(predicted[row, index]):.7g}"]
-            days = batch["time"][row][real].tolist()
+            days, order = batch["time"][row][real].sort(stable=True)
             self.rows[patient] = [
                 patient,
                 batch["fold"][row],
                 *numbers,
                 self.unit,
                 str(int(real.sum())),
-                ";".join(f"{day:g}" for day in days),
-                ";".join(f"{weight:.4f}" for weight in self.weights[row][real].tolist()),
+                ";".join(f"{day:g}" for day in days.tolist()),
+                ";".join(f"{weight:.4f}" for weight in self.weights[row][real][order].tolist()),
             ]
 
     def _write(self, engine: Engine) -> None:

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from monai_mvreg.networks.multiscan import TargetScaling
+
 
 class StandardisedLoss(nn.Module):
     """Apply a loss to standardised numbers, so that its size and step do not depend on the unit of the target.
@@ -12,7 +14,7 @@ class StandardisedLoss(nn.Module):
         scaling: the :class:`~monai_mvreg.networks.multiscan.TargetScaling` of the network.
     """
 
-    def __init__(self, loss: nn.Module, scaling: nn.Module) -> None:
+    def __init__(self, loss: nn.Module, scaling: TargetScaling) -> None:
         super().__init__()
         self.loss = loss
         self.scaling = scaling

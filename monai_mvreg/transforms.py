@@ -15,7 +15,7 @@ from monai.utils import convert_to_tensor
 from monai_mvreg.scans import ScanReader
 
 
-class UnpackScansd(MapTransform, MultiSampleTrait):  # type: ignore[misc]
+class UnpackScansd(MapTransform, MultiSampleTrait):
     """Turn one patient into a list of scans, each a dictionary with one entry of the list under the key.
 
     Args:
@@ -28,7 +28,7 @@ class UnpackScansd(MapTransform, MultiSampleTrait):  # type: ignore[misc]
         return [{**data, key: scan} for scan in data[key]]
 
 
-class LoadScand(MapTransform):  # type: ignore[misc]
+class LoadScand(MapTransform):
     """Load a scan, channel first, with :class:`~monai_mvreg.scans.ScanReader` and no other reader behind it.
 
     ``monai.transforms.LoadImaged`` tries its other readers when one refuses a file, and these read what was refused.
@@ -51,7 +51,7 @@ class LoadScand(MapTransform):  # type: ignore[misc]
         return scan
 
 
-class PackScansd(MapTransform, ReduceTrait):  # type: ignore[misc]
+class PackScansd(MapTransform, ReduceTrait):
     """Stack the scans of a patient to one tensor ``(N, C, *spatial)``.
 
     Args:

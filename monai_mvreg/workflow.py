@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import logging
 import os
 import re
 import sys
@@ -55,19 +56,32 @@ def explain_errors() -> None:
     Applies to uncaught ``ValueError`` and ``FileNotFoundError`` raised in this package, in this process; all others,
     and all when the environment variable ``MVREG_TRACEBACK`` is set, are shown whole.
     """
-    if sys.excepthook is sys.__excepthook__ and not os.environ.get("MVREG_TRACEBACK"):
+    if os.environ.get("MVREG_TRACEBACK"):
+        return
+    if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _print_cause
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_no_traceback)
+
+
+def _no_traceback(record: logging.LogRecord) -> bool:
+    """Leave out MONAI's traceback of an error inside a run: the error itself is printed at its end."""
+    return not record.exc_info or record.exc_info[1] is None or user_error(record.exc_info[1]) is None
 
 
 def user_error(error: BaseException) -> BaseException | None:
-    """Find the error a user can mend: the first cause, if this package raised it."""
-    while error.__cause__ is not None or error.__context__ is not None:
-        error = error.__cause__ or error.__context__ or error
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    ours = trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("monai_mvreg")
-    return error if ours and isinstance(error, (ValueError, FileNotFoundError)) else None
+    """Find the error a user can mend: the outermost among an error and its causes that this package raised."""
+    cause: BaseException | None = error
+    while cause is not None:
+        trace = cause.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        ours = trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("monai_mvreg")
+        if ours and isinstance(cause, (ValueError, FileNotFoundError)):
+            return cause
+        # What was raised "from None" stands for itself.
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
 
 
 def _print_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

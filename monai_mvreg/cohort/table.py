@@ -228,8 +228,8 @@ def _add_scans(patient: Patient, scans: _Rows, rows: Sequence[int], columns: Col
             view = list(columns.views).index(name)
         found.append((_day(scans, row, columns), str(address), view, row))
     found.sort(key=lambda scan: scan[:3])
-    for (_, address, _, row), (_, following, _, other) in pairwise(found):
-        if address == following:
+    for (_, earlier, _, row), (_, later, _, other) in pairwise(found):
+        if earlier == later:
             raise scans.error(other, columns.path, f"expected each scan once, row {row + 2} names the same")
     first = found[0][0]
     return replace(

@@ -4,6 +4,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 
 class TargetScaling(nn.Module):
@@ -16,12 +17,14 @@ class TargetScaling(nn.Module):
         outputs: number of outputs ``K``.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, outputs: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(outputs))
         self.register_buffer("std", torch.ones(outputs))
 
-    @torch.jit.ignore
     def fit(self, label: Tensor) -> None:
         """Learn mean and standard deviation from the labels ``(P, K)`` of the training patients.
 
@@ -54,6 +57,9 @@ class Covariates(nn.Module):
         count: number of covariates ``V``.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, count: int) -> None:
         super().__init__()
         self.size = 2 * count
@@ -61,7 +67,6 @@ class Covariates(nn.Module):
         self.register_buffer("std", torch.ones(count))
         self.stand_in = nn.Parameter(torch.zeros(count))
 
-    @torch.jit.ignore
     def fit(self, covariates: Tensor) -> None:
         """Learn mean and spread from the covariates ``(P, V)`` of the training patients, NaN where missing."""
         known = covariates.isfinite()
@@ -98,7 +103,6 @@ class MultiScanNet(nn.Module):
     """
 
     covariate_count: Final[int]
-    view_count: Final[int]
 
     def __init__(
         self,
@@ -111,29 +115,31 @@ class MultiScanNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.covariate_count, self.view_count = covariates, views
+        self.covariate_count = covariates
         self.encoder = encoder
         self.pool = pool
-        if views:
-            self.view = nn.Embedding(views, int(pool.size))
+        # None rather than zero: TorchScript compiles a branch unless it knows that it is never taken.
+        self.view = nn.Embedding(views, int(pool.size)) if views else None  # type: ignore[arg-type]
+        if self.view is not None:
             nn.init.zeros_(self.view.weight)
-        if covariates:
-            self.covariates = Covariates(covariates)
+        self.covariates = Covariates(covariates) if covariates else None
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(int(pool.pooled_size) + 2 * covariates, outputs)
+        self.head = nn.Linear(int(pool.pooled_size) + 2 * covariates, outputs)  # type: ignore[arg-type]
         self.scaling = TargetScaling(outputs)
 
     def embed(self, image: Tensor, mask: Tensor | None = None, view: Tensor | None = None) -> Tensor:
         """Encode the real scans of ``image (B, N, C, *spatial)``; padding gets zeros. Returns ``(B, N, E)``."""
         patients, scans = image.shape[0], image.shape[1]
         if mask is None:
+            if not is_tracing():
+                torch._assert(scans > 0, "expected at least one scan per patient, got none")
             embeddings = self.encoder(image.flatten(0, 1)).unflatten(0, (patients, scans))
         else:
             torch._assert(bool(mask.any(1).all()), "expected at least one scan per patient, got a patient without")
             real = self.encoder(image[mask])
             embeddings = real.new_zeros([patients, scans, real.shape[1]])
             embeddings[mask] = real
-        if self.view_count and view is not None:
+        if self.view is not None and view is not None:
             embeddings = embeddings + self.view(view)
         return embeddings
 
@@ -174,7 +180,7 @@ class MultiScanNet(nn.Module):
 
     def predict_from_pooled(self, pooled: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Turn ``pooled (B, F)`` and ``covariates (B, V)`` into predictions ``(B, K)`` in target units."""
-        if self.covariate_count:
+        if self.covariates is not None:
             if covariates is None:
                 covariates = torch.full([pooled.shape[0], self.covariate_count], torch.nan, device=pooled.device)
             pooled = torch.cat([pooled, self.covariates(covariates).to(pooled.dtype)], dim=1)

@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 DAYS_PER_YEAR = 365.25
@@ -54,6 +55,8 @@ class TimeEncoding(nn.Module):
 
     Source: continuous time instead of a position, after Vaswani et al., 2017, https://arxiv.org/abs/1706.03762.
     """
+
+    frequency: Tensor
 
     def __init__(self, periods: int = 8) -> None:
         super().__init__()
@@ -275,7 +278,7 @@ class LSTMPool(nn.Module):
             steps = torch.cat([embeddings, self.time_encoding(mask, time).to(embeddings.dtype)], dim=2)
         share, visits, count = merge_visits(steps, mask, time)
         count = count.clamp(min=1)
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if is_tracing() or torch.compiler.is_compiling():
             # Packed sequences cannot be exported; what follows the last visit is never read, so the states are equal.
             states = self.recurrent(visits)[0]
         else:

@@ -6,11 +6,14 @@ import logging
 import os
 import re
 import sys
+import threading
+from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import yaml
+from monai.apps import get_logger
 from monai.bundle import ConfigParser
 
 _READ_BY_MONAI = {"imports", "initialize", "run", "finalize", "_meta_"}
@@ -60,8 +63,7 @@ def explain_errors() -> None:
         return
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _print_cause
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_no_traceback)
+    get_logger("monai.handlers.StatsHandler").addFilter(_no_traceback)
 
 
 def _no_traceback(record: logging.LogRecord) -> bool:
@@ -89,4 +91,9 @@ def _print_cause(kind: type[BaseException], error: BaseException, trace: Traceba
     if cause is None:
         sys.__excepthook__(kind, error, trace)
     else:
-        print(f"error: {cause}", file=sys.stderr)
+        # A progress bar may stand on the line.
+        print(f"\nerror: {cause}", file=sys.stderr)
+    for thread in threading.enumerate():
+        # A pool's thread that still loads a scan when Python ends would abort the process.
+        if isinstance(thread, DummyProcess):
+            thread.join(timeout=60)

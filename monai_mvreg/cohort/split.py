@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from monai_mvreg.cohort.table import Cohort, Patient
 
@@ -36,25 +37,33 @@ def split_cohort(cohort: Cohort, folds: int = 5, *, seed: int = 0) -> Cohort:
 
 
 def balanced_seed(cohort: Cohort, folds: int = 5, *, tries: int = 200) -> int:
-    """Find the seed whose folds are best stratified on the first target (or the event indicator).
+    """Find the seed whose folds are best stratified on every target, the event indicator among them.
 
     Stratifying by moving patients would move others whenever one is added. Here the split stays a hash of the key, and
     the seed is chosen among many: note it and keep it.
 
     Source: rerandomisation, Morgan and Rubin, Annals of Statistics 2012. https://doi.org/10.1214/12-AOS1008
     """
-    target = np.array([p.target[0] if p.target else 0.0 for p in cohort.patients])
-    # Quartiles of the target are the strata; ties stay in one stratum.
-    stratum = np.searchsorted(np.unique(np.quantile(target, [0.25, 0.5, 0.75])), target)
-    expected = np.bincount(stratum)[None, :] / folds
+    targets = np.array([p.target or (0.0,) for p in cohort.patients])
+    strata = [_strata(column) for column in targets.T]
 
     def imbalance(seed: int) -> float:
         fold = np.array([int(fold_of(p.key, folds, seed=seed)) for p in cohort.patients])
-        counts = np.zeros((folds, expected.shape[1]))
-        np.add.at(counts, (fold, stratum), 1)
-        return float(((counts - expected) ** 2 / np.maximum(expected, 1e-9)).sum())
+        total = 0.0
+        for stratum in strata:
+            counts = np.zeros((folds, int(stratum.max()) + 1))
+            np.add.at(counts, (fold, stratum), 1)
+            expected = counts.mean(0)
+            total += float(((counts - expected) ** 2 / np.maximum(expected, 1e-9)).sum())
+        return total
 
     return min(range(tries), key=imbalance)
+
+
+def _strata(target: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+    """Number the stratum of each patient: the few values of a target, or its quarters (ties in one)."""
+    values = np.unique(target)
+    return np.searchsorted(values if len(values) <= 4 else np.unique(np.quantile(target, [0.25, 0.5, 0.75])), target)
 
 
 def select(cohort: Cohort, folds: Sequence[str | int]) -> tuple[Patient, ...]:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,17 @@ class _Rows:
             raise FileNotFoundError(f"expected a table of scans, found no file {file}")
         separator = "\t" if file.suffix == ".tsv" else ","
         self.file = file
-        self.frame = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        try:
+            # Blank lines count, so that rows are found by their number; a missing cell at the end is an empty one.
+            frame = pd.read_csv(
+                file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
+            ).fillna("")
+        except ValueError as error:
+            raise ValueError(f"{file.name}: expected a table in UTF-8 with a header, {error}") from None
+        if not isinstance(frame.index, pd.RangeIndex):
+            raise ValueError(f"{file.name}: expected {len(frame.columns)} cells per row as in the header, got more")
+        filled = frame.ne("").any(axis=1)
+        self.frame = frame[: int(filled[::-1].idxmax()) + 1 if filled.any() else 0]
         if self.frame.empty:
             raise ValueError(f"{file.name}: expected at least one row below the header, got none")
 
@@ -124,16 +133,21 @@ class _Rows:
             raise self.error(row, column, f"expected a number, {f'got {cell!r}' if cell else 'the cell is empty'}")
         return value
 
-    def same(self, rows: Sequence[int], column: str) -> str:
-        """Read a cell that must agree in all rows of a patient."""
+    def same(self, rows: Sequence[int], column: str, what: str) -> None:
+        """Check that a cell agrees in all these rows."""
         first = str(self.frame[column].iat[rows[0]]).strip()
         for row in rows:
             other = str(self.frame[column].iat[row]).strip()
             if other != first:
-                raise self.error(
-                    row, column, f"expected the patient's value {first!r} as in row {rows[0] + 2}, got {other!r}"
-                )
-        return first
+                raise self.error(row, column, f"expected {what} {first!r} as in row {rows[0] + 2}, got {other!r}")
+
+    def once(self, column: str) -> None:
+        """Check that no two rows have the same cell."""
+        found: dict[str, int] = {}
+        for row in range(len(self.frame)):
+            earlier = found.setdefault(Path(self.text(row, column)).as_posix(), row)
+            if earlier != row:
+                raise self.error(row, column, f"expected each scan once, row {earlier + 2} names the same")
 
 
 def read_cohort(scans_file: str, columns: Columns, *, images: str, outcomes_file: str | None = None) -> Cohort:
@@ -157,7 +171,8 @@ def read_cohort(scans_file: str, columns: Columns, *, images: str, outcomes_file
     facts = scans if outcomes_file is None else _Rows(Path(outcomes_file))
     facts.need(columns.patient, *columns.target, columns.unit, columns.event, *columns.covariates, columns.fold)
     if columns.unit is not None:
-        facts.same(range(len(facts.frame)), columns.unit)
+        facts.same(range(len(facts.frame)), columns.unit, "one unit")
+    scans.once(columns.path)
     rows_of = _rows_by_patient(scans, columns.patient)
     facts_of = rows_of if facts is scans else _rows_by_patient(facts, columns.patient)
     patients = []
@@ -186,7 +201,7 @@ def _facts_of_patient(key: str, facts: _Rows, rows: Sequence[int], columns: Colu
     row = rows[0]
     for column in (*columns.target, columns.event, *columns.covariates):
         if column is not None:
-            facts.same(rows, column)
+            facts.same(rows, column, "the patient's value")
     if columns.fold is not None:
         folds = {facts.text(r, columns.fold): r + 2 for r in rows}
         if len(folds) > 1:
@@ -226,17 +241,14 @@ def _add_scans(patient: Patient, scans: _Rows, rows: Sequence[int], columns: Col
             if name not in columns.views:
                 raise scans.error(row, columns.view, f"expected one of {list(columns.views)}, got {name!r}")
             view = list(columns.views).index(name)
-        found.append((_day(scans, row, columns), str(address), view, row))
-    found.sort(key=lambda scan: scan[:3])
-    for (_, earlier, _, row), (_, later, _, other) in pairwise(found):
-        if earlier == later:
-            raise scans.error(other, columns.path, f"expected each scan once, row {row + 2} names the same")
+        found.append((_day(scans, row, columns), str(address), view))
+    found.sort()
     first = found[0][0]
     return replace(
         patient,
-        scans=tuple(address for _, address, _, _ in found),
-        days=tuple(day - first for day, _, _, _ in found),
-        views=tuple(view for _, _, view, _ in found),
+        scans=tuple(address for _, address, _ in found),
+        days=tuple(day - first for day, _, _ in found),
+        views=tuple(view for _, _, view in found),
     )
 
 

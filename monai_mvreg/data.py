@@ -20,7 +20,7 @@ def collate_scans(patients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ``patient`` and ``fold`` as lists.
 
     Raises:
-        ValueError: if a patient has no scan, or scans of patients differ in shape.
+        ValueError: if a patient has no scan or not one date and view per scan, or scans of patients differ in shape.
     """
     counts = torch.tensor([len(patient["image"]) for patient in patients])
     if (counts == 0).any():
@@ -28,6 +28,11 @@ def collate_scans(patients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     shapes = {tuple(patient["image"].shape[1:]) for patient in patients}
     if len(shapes) > 1:
         raise ValueError(f"expected scans of one shape (C, *spatial) in a batch, got {sorted(shapes)}")
+
+    for key in ("time", "view"):
+        for patient, count in zip(patients, counts.tolist(), strict=True):
+            if len(patient[key]) != count:
+                raise ValueError(f"expected one {key} per scan, got {len(patient[key])} for {count} scans")
 
     def padded(key: str, dtype: torch.dtype) -> torch.Tensor:
         rows = [torch.as_tensor(patient[key], dtype=dtype) for patient in patients]

@@ -38,7 +38,7 @@ class PretrainedEncoder(nn.Module):
         names = [name for name, _ in encoder.named_parameters()]
         for pattern in learn:
             if not fnmatch.filter(names, pattern):
-                stages = [f"{name}.*" for name, child in encoder.named_children() if any(child.parameters())]
+                stages = [f"{name}.*" for name, child in encoder.named_children() if list(child.parameters())]
                 raise ValueError(f"expected learn to name parameters of the encoder, such as {stages}, got {pattern!r}")
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad = any(fnmatch.fnmatchcase(name, pattern) for pattern in learn)

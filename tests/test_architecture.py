@@ -1,0 +1,198 @@
+"""The house: imports point downward, files stay small, names stay our own. Sources are read, not imported."""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "monai_mvreg"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+# The rooms, each with the rooms it may import: all of them lie further down in this table.
+ROOMS: dict[str, set[str]] = {
+    "cli": {
+        *("deploy", "crossval", "report", "predict", "explain", "demo", "cohort", "transforms", "calibration"),
+        *("handlers", "data", "workflow", "scans", "networks", "losses", "metrics"),
+    },
+    "deploy": {"report", "predict", "explain", "cohort", "transforms", "data", "scans", "networks"},
+    "crossval": {"report", "predict", "cohort", "calibration", "metrics"},
+    "demo": {"report", "cohort", "transforms", "metrics"},
+    "explain": {"predict", "data", "networks"},
+    "predict": {"cohort", "transforms", "calibration", "data", "scans", "networks"},
+    "report": {"metrics"},
+    "transforms": {"scans"},
+    "cohort": {"scans"},
+    "calibration": {"metrics"},
+    "handlers": set(),
+    "data": set(),
+    "workflow": set(),
+    "scans": {"dicom"},
+    "dicom": set(),
+    "losses": {"networks"},
+    "networks": set(),
+    "metrics": set(),
+}
+PLAIN = {"networks", "losses", "metrics"}
+
+# Distributions whose import name differs.
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "ignite": "pytorch-ignite", "sklearn": "scikit-learn"}
+
+MONAI = [
+    *("transforms", "data", "networks.nets", "networks.blocks", "networks.layers", "networks.utils", "losses"),
+    *("metrics", "handlers", "engines", "utils", "bundle", "inferers", "optimizers", "visualize"),
+]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names of what a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{name_of(path)}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def foreign(path: Path) -> set[str]:
+    """Names of the third-party packages that a file imports."""
+    names = {name.partition(".")[0] for name in imports_of(path)}
+    return names - set(sys.stdlib_module_names) - {"monai_mvreg"}
+
+
+def public_definitions(path: Path) -> set[str]:
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return {node.name for node in tree_of(path).body if isinstance(node, kinds) and not node.name.startswith("_")}
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_the_table_of_rooms_points_only_downward() -> None:
+    order = list(ROOMS)
+    for room, below in ROOMS.items():
+        assert {name for name in below if order.index(name) <= order.index(room)} == set(), room
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_only_from_the_rooms_below(path: Path) -> None:
+    assert room_of(path) in ROOMS, f"{name_of(path)} is a room that the table does not know"
+    rooms = {name.split(".")[1] for name in imports_of(path) if name.startswith("monai_mvreg.")}
+    assert rooms - {room_of(path)} <= ROOMS[room_of(path)]
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if room_of(path) in PLAIN], ids=name_of)
+def test_networks_losses_and_metrics_import_torch_and_numpy_alone(path: Path) -> None:
+    assert foreign(path) <= {"torch", "numpy"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_module_has_more_than_400_lines(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_says_first_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(tree_of(path))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_has_its_tests(path: Path) -> None:
+    assert (ROOT / "tests" / f"test_{path.stem}.py").is_file()
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=name_of)
+def test_no_package_exports_again(path: Path) -> None:
+    kinds = {type(node).__name__ for node in tree_of(path).body}
+    assert kinds <= {"Expr"}, "expected a docstring or nothing"
+
+
+def test_no_public_name_is_one_of_monai() -> None:
+    theirs: dict[str, str] = {}
+    for package in MONAI:
+        module = importlib.import_module(f"monai.{package}")
+        for name in dir(module):
+            # Modules alone (monai.transforms.io) are no names that a config or an import could confuse.
+            if not name.startswith("_") and not inspect.ismodule(getattr(module, name)):
+                theirs[name] = package
+    ours = {name: name_of(path) for path in MODULES for name in public_definitions(path)}
+    assert {name: (where, theirs[name]) for name, where in ours.items() if name in theirs} == {}
+
+
+def test_no_public_name_is_defined_twice() -> None:
+    names = [(name, name_of(path)) for path in MODULES for name in public_definitions(path)]
+    seen: dict[str, set[str]] = {}
+    for name, where in names:
+        seen.setdefault(name, set()).add(where)
+    # Each command line or script has its own entry.
+    assert {name: where for name, where in seen.items() if len(where) > 1 and name != "main"} == {}
+
+
+def test_every_import_of_the_package_is_a_declared_dependency() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = text.split("dependencies = [", 1)[1].split("\n]", 1)[0]
+    extras = text.split("[project.optional-dependencies]", 1)[1].split("\ndocs", 1)[0]
+    needed = {path: foreign(path) for path in MODULES}
+    for path, names in needed.items():
+        # Adapters name their dependencies in the extra "deploy".
+        declared = re.findall(r'"([A-Za-z0-9_.-]+)', block + (extras if room_of(path) == "deploy" else ""))
+        known = {name.lower().replace("_", "-") for name in declared}
+        missing = {name for name in names if DISTRIBUTIONS.get(name, name).lower().replace("_", "-") not in known}
+        assert missing == set(), name_of(path)
+
+
+def test_no_tracked_file_holds_a_path_of_a_machine() -> None:
+    homes = "|".join(["home", "Users", "root", "work", "mnt", "scratch", "tmp"])
+    pattern = re.compile(rf"(?<![\w.:/$}}~<>*-])/(?:{homes})/\w|\b[A-Z]:\\\\?Users\\".encode())
+    found = [
+        f"{name_of(path)}: {line[:100]!r}"
+        for path in tracked()
+        for line in path.read_bytes().splitlines()
+        if pattern.search(line)
+    ]
+    assert found == []
+
+
+def run_tool(*arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ruff_finds_nothing() -> None:
+    pytest.importorskip("ruff")
+    run_tool("ruff", "check", "monai_mvreg", "tests")
+
+
+def test_the_format_is_that_of_ruff() -> None:
+    pytest.importorskip("ruff")
+    run_tool("ruff", "format", "--check", "monai_mvreg", "tests")
+
+
+def test_mypy_finds_nothing() -> None:
+    pytest.importorskip("mypy")
+    run_tool("mypy")

@@ -10,6 +10,7 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_mvreg import workflow
+from monai_mvreg.cohort.table import Columns, read_cohort
 from monai_mvreg.workflow import explain_errors, refuse_unread_settings, user_error
 
 CONFIG: dict[str, Any] = {
@@ -130,13 +131,22 @@ def test_our_error_raised_in_place_of_a_foreign_one_is_found(tmp_path: Path) -> 
     assert "expected a date such as 2026-03-31, got '31 Brumaire'" in cause(error)
 
 
-@pytest.mark.parametrize("expression", ["$1 / 0", "$int('x')", "$open('nowhere')", "$[1][2]"])
+@pytest.mark.parametrize("expression", ["$1 / 0", "$int('x')", "$[1][2]"])
 def test_foreign_errors_are_not_taken_for_ours(expression: str) -> None:
     assert user_error(failing(expression)) is None
 
 
 def test_an_error_of_a_library_inside_our_call_is_not_taken_for_ours() -> None:
     assert user_error(failing("$table.write_cohort(None, '.')")) is None
+
+
+def test_a_foreign_error_put_in_place_of_ours_is_not_taken_for_ours() -> None:
+    with pytest.raises(KeyError) as caught:
+        try:
+            read_cohort("nowhere.csv", Columns(), images=".")
+        except FileNotFoundError:
+            raise KeyError("theirs") from None
+    assert user_error(caught.value) is None
 
 
 def shown(error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
@@ -178,7 +188,7 @@ def test_a_hook_that_is_in_use_is_left_alone(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("expression", "kept"), [("$table.read_cohort('x', None, images='.')", False), ("$1 / 0", True)]
+    ("expression", "kept"), [("$table.read_cohort('x', table.Columns(), images='.')", False), ("$1 / 0", True)]
 )
 def test_a_log_shows_the_traceback_of_foreign_errors_alone(expression: str, kept: bool) -> None:
     error = failing(expression)

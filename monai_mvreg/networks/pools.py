@@ -327,7 +327,7 @@ class TrendPool(nn.Module):
         ridge_days: :math:`\sqrt\lambda` at the start of training, in days.
     """
 
-    def __init__(self, size: int, *, ridge_days: float = 30.0) -> None:
+    def __init__(self, size: int, *, ridge_days: float = 7.0) -> None:
         super().__init__()
         self.size = size
         self.pooled_size = 2 * size

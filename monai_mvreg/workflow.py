@@ -22,8 +22,9 @@ _READ_BY_MONAI = {"imports", "initialize", "run", "finalize", "_meta_"}
 def refuse_unread_settings(configs: str) -> None:
     """Refuse a setting that nothing reads; for the list ``initialize`` of a config.
 
-    MONAI adds an override of an unknown name (``--epoch 1``) as a new entry and goes on with the default. A setting is
-    known if a config of the bundle declares it, or if the running config refers to it.
+    MONAI adds an override of an unknown name (``--epoch 1``) as a new entry and goes on with the default. A setting, or
+    an entry of ``train`` and ``validate`` (``--validate#handler``), is known if a config of the bundle declares it, or
+    if the running config refers to it. Arguments of components are checked by the components.
 
     Args:
         configs: the folder of the bundle's configs.
@@ -33,13 +34,24 @@ def refuse_unread_settings(configs: str) -> None:
         RuntimeError: if not called from a config.
     """
     config = _calling_config()
-    known = {key for file in Path(configs).glob("*.yaml") for key in yaml.safe_load(file.read_text())}
-    known |= _READ_BY_MONAI | set(re.findall(r"[@%](\w+)", yaml.safe_dump(config)))
-    for setting in config:
-        if setting not in known:
+    # While a config runs, MONAI writes "@train::trainer".
+    text = yaml.safe_dump(config).replace("::", "#")
+    known = {name for file in Path(configs).glob("*.yaml") for name in _names(yaml.safe_load(file.read_text()))}
+    known |= _READ_BY_MONAI | set(re.findall(r"[@%](\w+)", text)) | set(re.findall(r"[@%](\w+#\w+)", text))
+    # Nobody reads "train" as a whole, so each of its entries must be known; "metrics" is read whole, with any entry.
+    whole = set(re.findall(r"[@%](\w+)\b(?!#)", text))
+    for setting in _names(config):
+        group, nested, _ = setting.partition("#")
+        if setting not in known and not (nested and group in whole):
             near = difflib.get_close_matches(setting, known, n=1)
             hint = f": did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"expected a setting of the bundle, got {setting!r}{hint}")
+
+
+def _names(config: dict[str, Any]) -> list[str]:
+    """Name every setting, and every entry of a setting that is a group and not a component: ``train#trainer``."""
+    groups = {name: entry for name, entry in config.items() if isinstance(entry, dict) and "_target_" not in entry}
+    return [*config, *(f"{name}#{entry}" for name, group in groups.items() for entry in group)]
 
 
 def _calling_config() -> dict[str, Any]:
@@ -56,8 +68,8 @@ def _calling_config() -> dict[str, Any]:
 def explain_errors() -> None:
     """Print what a user can mend in one line instead of the nested traceback of a config.
 
-    Applies to uncaught ``ValueError`` and ``FileNotFoundError`` raised in this package, in this process; all others,
-    and all when the environment variable ``MVREG_TRACEBACK`` is set, are shown whole.
+    Applies to uncaught errors of this process that :func:`user_error` finds; all others, and all when the environment
+    variable ``MVREG_TRACEBACK`` is set, are shown whole.
     """
     if os.environ.get("MVREG_TRACEBACK"):
         return
@@ -72,14 +84,20 @@ def _no_traceback(record: logging.LogRecord) -> bool:
 
 
 def user_error(error: BaseException) -> BaseException | None:
-    """Find the error a user can mend: the outermost among an error and its causes that this package raised."""
+    """Find the error a user can mend: the outermost among an error and its causes that speaks of the user's files.
+
+    These are the ``ValueError`` and ``FileNotFoundError`` of this package, a file that another one does not find (the
+    trained model), and an argument that a component of the config does not have.
+    """
     cause: BaseException | None = error
     while cause is not None:
         trace = cause.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         ours = trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("monai_mvreg")
-        if ours and isinstance(cause, (ValueError, FileNotFoundError)):
+        if isinstance(cause, FileNotFoundError) or (ours and isinstance(cause, ValueError)):
+            return cause
+        if isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause):
             return cause
         # What was raised "from None" stands for itself.
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)

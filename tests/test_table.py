@@ -84,6 +84,11 @@ def test_dates_give_the_same_days_as_numbers(folder: Path) -> None:
     assert [p.days for p in dated.patients] == [p.days for p in read(folder).patients]
 
 
+def test_the_time_of_day_is_not_read(folder: Path) -> None:
+    rows = with_column("date", "2026-03-31T23:59", "2026-03-11 00:01:30", "2020-02-29")
+    assert read(folder, rows, Columns(date="date")).patients[0].days == (0.0, 20.0)
+
+
 def test_without_day_and_date_all_scans_are_one_visit(folder: Path) -> None:
     assert read(folder, columns=Columns(target=("target",))).patients[0].days == (0.0, 0.0)
 
@@ -225,14 +230,12 @@ def test_a_scan_listed_twice_is_refused_whatever_the_days(folder: Path, days: tu
     assert refusal(folder, rows) == "cohort.csv row 4, column 'path': expected each scan once, row 2 names the same"
 
 
-def test_a_scan_under_two_patients_is_refused(folder: Path) -> None:
-    assert refusal(folder, with_cells(4, path="a.nii")) == (
-        "cohort.csv row 4, column 'path': expected each scan once, row 2 names the same"
-    )
+def test_a_scan_may_stand_under_two_patients_as_in_bags_drawn_from_one_pool(folder: Path) -> None:
+    assert read(folder, with_cells(4, path="a.nii")).patients[1].scans == (str(folder / "a.nii"),)
 
 
 def test_a_date_that_is_none_is_refused(folder: Path) -> None:
-    for cell in ("spring", "NaT", "2026-02-30"):
+    for cell in ("spring", "NaT", "2026-02-30", "5", "03/04/2026"):
         rows = with_column("date", "2026-03-31", "2026-03-11", cell)
         assert refusal(folder, rows, Columns(date="date")) == (
             f"cohort.csv row 4, column 'date': expected a date such as 2026-03-31, got {cell!r}"
@@ -289,7 +292,7 @@ def test_rows_keep_their_number_behind_a_blank_line_and_blank_lines_at_the_end_a
         (folder / "cohort.csv").write_text("\n".join(lines) + end)
         assert len(read_cohort(str(folder / "cohort.csv"), COLUMNS, images=str(folder)).patients) == 2
     (folder / "cohort.csv").write_text("\n".join([*lines[:2], "", *lines[2:]]))
-    with pytest.raises(ValueError, match="row 3, column 'path': expected a value, the cell is empty"):
+    with pytest.raises(ValueError, match="row 3, column 'patient': expected a value, the cell is empty"):
         read_cohort(str(folder / "cohort.csv"), Columns(), images=str(folder))
 
 

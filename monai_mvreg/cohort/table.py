@@ -1,5 +1,6 @@
 """Scans -> cohort: a CSV table with one row per scan becomes patients with dated scans and targets."""
 
+import datetime
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ class Columns:
         path: the scan, relative to the folder of images: a file, a folder with one DICOM series, or
             ``folder#SeriesInstanceUID``.
         day: day of the scan as a number; only differences within a patient count.
-        date: date of the scan (ISO 8601), instead of ``day``. With neither, all scans count as one visit.
+        date: date of the scan (ISO 8601; a time of day is not read), instead of ``day``. With neither, all scans count
+            as one visit.
         view: kind of the scan (modality, view, side).
         views: every kind there is, in the order the network knows them.
         target: one or more numbers to predict.
@@ -100,9 +102,10 @@ class _Rows:
             raise ValueError(f"{file.name}: expected a table in UTF-8 with a header, {error}") from None
         if not isinstance(frame.index, pd.RangeIndex):
             raise ValueError(f"{file.name}: expected {len(frame.columns)} cells per row as in the header, got more")
-        filled = frame.ne("").any(axis=1)
-        self.frame = frame[: int(filled[::-1].idxmax()) + 1 if filled.any() else 0]
-        if self.frame.empty:
+        while len(frame) and not "".join(frame.iloc[-1]):
+            frame = frame[:-1]
+        self.frame = frame
+        if frame.empty:
             raise ValueError(f"{file.name}: expected at least one row below the header, got none")
 
     def need(self, *columns: str | None) -> None:
@@ -141,10 +144,10 @@ class _Rows:
             if other != first:
                 raise self.error(row, column, f"expected {what} {first!r} as in row {rows[0] + 2}, got {other!r}")
 
-    def once(self, column: str) -> None:
-        """Check that no two rows have the same cell."""
+    def once(self, rows: Sequence[int], column: str) -> None:
+        """Check that no two of a patient's rows have the same cell; one scan in two patients is for an audit to see."""
         found: dict[str, int] = {}
-        for row in range(len(self.frame)):
+        for row in rows:
             earlier = found.setdefault(Path(self.text(row, column)).as_posix(), row)
             if earlier != row:
                 raise self.error(row, column, f"expected each scan once, row {earlier + 2} names the same")
@@ -172,7 +175,6 @@ def read_cohort(scans_file: str, columns: Columns, *, images: str, outcomes_file
     facts.need(columns.patient, *columns.target, columns.unit, columns.event, *columns.covariates, columns.fold)
     if columns.unit is not None:
         facts.same(range(len(facts.frame)), columns.unit, "one unit")
-    scans.once(columns.path)
     rows_of = _rows_by_patient(scans, columns.patient)
     facts_of = rows_of if facts is scans else _rows_by_patient(facts, columns.patient)
     patients = []
@@ -203,9 +205,9 @@ def _facts_of_patient(key: str, facts: _Rows, rows: Sequence[int], columns: Colu
         if column is not None:
             facts.same(rows, column, "the patient's value")
     if columns.fold is not None:
-        folds = {facts.text(r, columns.fold): r + 2 for r in rows}
+        folds = {facts.text(r, columns.fold): r + 2 for r in reversed(rows)}
         if len(folds) > 1:
-            where = " and ".join(f"{fold!r} (row {r})" for fold, r in folds.items())
+            where = " and ".join(f"{fold!r} (row {r})" for fold, r in sorted(folds.items()))
             raise ValueError(f"{facts.file.name}, column {columns.fold!r}: one patient is in two folds, {where}")
     target = [facts.number(row, column) for column in columns.target]
     if columns.event is not None:
@@ -228,6 +230,7 @@ def _facts_of_patient(key: str, facts: _Rows, rows: Sequence[int], columns: Colu
 
 
 def _add_scans(patient: Patient, scans: _Rows, rows: Sequence[int], columns: Columns, images: Path) -> Patient:
+    scans.once(rows, columns.path)
     found = []
     for row in rows:
         address = images / scans.text(row, columns.path)
@@ -259,7 +262,8 @@ def _day(scans: _Rows, row: int, columns: Columns) -> float:
         return 0.0
     cell = scans.text(row, columns.date)
     try:
-        return float(pd.Timestamp(cell).timestamp()) / 86400
+        # Strict: pandas would take "5" for a day of this month, and 03/04/2026 for the fourth of March.
+        return float(datetime.datetime.fromisoformat(cell).toordinal())
     except ValueError:
         raise scans.error(row, columns.date, f"expected a date such as 2026-03-31, got {cell!r}") from None
 

@@ -1,0 +1,616 @@
+"""The bundle as MONAI runs it: train, evaluate, infer, export, several processes, and one line for an error."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.networks.utils import convert_to_onnx
+from torch import Tensor
+
+from monai_mvreg.networks import pools
+from monai_mvreg.networks.multiscan import MultiScanNet
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+CONFIGS = BUNDLE / "configs"
+SCHEMA = Path(__file__).parent / "references" / "meta_schema_20240725.json"
+POOLS = [
+    "MeanPool",
+    "SumPool",
+    "MaxPool",
+    "LastPool",
+    "AttentionPool",
+    "GatedAttentionPool",
+    "TransformerPool",
+    "LSTMPool",
+    "GRUPool",
+    "TrendPool",
+]
+KEY = "Erika Mustermann 1964"
+# A network without normalisation: brightness is what it has to see, and a few steps must do.
+TINY: dict[str, Any] = {
+    "spatial_size": [16, 16, 16],
+    "intensity": [
+        {"_target_": "monai.transforms.ScaleIntensityRanged", "keys": "image", "a_min": 0, "a_max": 100, "b_min": -1}
+        | {"b_max": 1}
+    ],
+    "augmentation": [{"_target_": "monai.transforms.RandFlipd", "keys": "image", "prob": 0.5, "spatial_axis": 0}],
+    "encoder": {
+        "_target_": "monai.networks.nets.Regressor",
+        "in_shape": [1, 16, 16, 16],
+        "out_shape": [8],
+        "channels": [4, 8],
+        "strides": [4, 2],
+        "norm": None,
+        "num_res_units": 1,
+    },
+    "columns#unit": "unit",
+    "batch_size": 4,
+    "learning_rate": 0.01,
+    "epochs": 3,
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A cohort on disk and the second config file that fits it."""
+
+    data: Path
+    tiny: Path
+
+    def config(self, name: str) -> list[str]:
+        return [str(CONFIGS / f"{name}.yaml"), str(self.tiny)]
+
+
+@dataclass(frozen=True)
+class Trained:
+    output: Path
+    models: Path
+
+
+Row = dict[str, Any]
+
+
+def write_table(path: Path, rows: Sequence[Row]) -> str:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+def read_table(path: Path) -> list[Row]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """30 patients in 3 folds, every other one with one scan, the others with four; the target is the brightness."""
+    folder = tmp_path_factory.mktemp("study")
+    data = folder / "data"
+    data.mkdir()
+    draw = np.random.default_rng(0)
+    rows = []
+    for patient in range(30):
+        level = draw.uniform(20, 80)
+        for visit in range(1 if patient % 2 else 4):
+            voxels = draw.normal(level, 5, (20, 18, 16)).astype(np.float32)
+            name = f"scan_{len(rows):02d}.nii"
+            nib.save(nib.Nifti1Image(voxels, np.diag([3.0, 3.0, 3.0, 1.0])), data / name)
+            row = {"patient": f"{KEY}-{patient}", "path": name, "day": 100 * visit, "target": f"{level:.3f}"}
+            rows.append(row | {"unit": "mL", "fold": patient // 2 % 3})
+    write_table(data / "cohort.csv", rows)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    return Study(data, folder / "tiny.yaml")
+
+
+def run(
+    program: Sequence[str], config: Sequence[str], *overrides: str, where: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run the bundle as a user does, from a folder that is not the bundle's."""
+    command = [sys.executable, *program, "monai.bundle", "run", "--config_file", str(list(config))]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [*command, "--bundle_root", str(BUNDLE), *overrides],
+        cwd=where,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def folders(study: Study, place: Path, models: Path) -> list[str]:
+    return ["--dataset_dir", str(study.data), "--output_dir", str(place), "--model_dir", str(models)]
+
+
+@pytest.fixture(scope="module")
+def trained(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    place = tmp_path_factory.mktemp("elsewhere")
+    done = run(["-m"], study.config("train"), *folders(study, place / "eval", place / "models"), where=place)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "ignoring non-scalar" not in done.stderr
+    assert KEY not in done.stdout + done.stderr
+    return Trained(place / "eval", place / "models")
+
+
+def workflow(config: Sequence[str], kind: str, **overrides: Any) -> ConfigWorkflow:
+    return ConfigWorkflow(
+        list(config),
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        bundle_root=str(BUNDLE),
+        **{"device": "$torch.device('cpu')", **overrides},
+    )
+
+
+def network(config: Sequence[str], **overrides: Any) -> Any:
+    parser = ConfigParser()
+    parser.read_config(list(config))
+    parser.update(overrides)
+    return parser.get_parsed_content("network_def")
+
+
+def loaded(study: Study, trained: Trained) -> MultiScanNet:
+    net: MultiScanNet = network(study.config("inference"))
+    net.load_state_dict(torch.load(trained.models / "model.pt", weights_only=True))
+    return net.eval()
+
+
+def batch(patients: int, scans: int) -> dict[str, Tensor]:
+    """Patients with 1, 2, 3 ... of the scans, in no order of time."""
+    draw = torch.Generator().manual_seed(10 * patients + scans)
+    return {
+        "image": torch.rand(patients, scans, 1, 16, 16, 16, generator=draw),
+        "mask": torch.arange(scans) < torch.arange(1, patients + 1).clamp(max=scans)[:, None],
+        "time": (1000 * torch.rand(patients, scans, generator=draw)).round(),
+    }
+
+
+# ---- Runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_training_writes_every_file_and_learns_more_than_the_mean(trained: Trained) -> None:
+    found = {path.name.split(".vm.")[0].split(".")[0] + path.suffix for path in trained.output.iterdir()}
+    assert {"predictions.csv", "metrics.json", "history.csv", "report.html"} <= found
+    assert [path.name for path in trained.models.iterdir()] == ["model.pt"]
+    predictions = pd.read_csv(trained.output / "predictions.csv")
+    assert list(predictions["fold"].unique()) == [0] and set(predictions["scans"]) == {1, 4}
+    metrics = json.loads((trained.output / "metrics.json").read_text())["target"]
+    assert metrics["unit"] == "mL" and metrics["r2"]["value"] > 0.4
+    assert len(read_table(trained.output / "history.csv")) == 3
+    assert KEY not in (trained.output / "report.html").read_text()
+
+
+def test_tensorboard_shows_the_training_loss_and_the_validation_metric(trained: Trained) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags: dict[str, int] = {}
+    for file in trained.output.glob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file)).Reload()
+        tags |= {tag: len(events.Scalars(tag)) for tag in events.Tags()["scalars"]}
+    assert tags == {"train_loss": 15, "mae": 4}
+
+
+def test_the_report_is_about_the_best_epoch(trained: Trained) -> None:
+    best = min(float(row["mae"]) for row in read_table(trained.output / "history.csv"))
+    metrics = json.loads((trained.output / "metrics.json").read_text())
+    assert metrics["target"]["mae"]["value"] == pytest.approx(best, rel=1e-4)
+
+
+def test_evaluation_of_the_validation_fold_gives_the_numbers_of_the_training(
+    study: Study, trained: Trained, tmp_path: Path
+) -> None:
+    done = run(["-m"], study.config("evaluate"), *folders(study, tmp_path / "eval", trained.models), where=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("predictions.csv", "metrics.json"):
+        assert (tmp_path / "eval" / name).read_text() == (trained.output / name).read_text()
+    assert (tmp_path / "eval/report.html").exists() and KEY not in done.stdout + done.stderr
+
+
+def test_inference_without_targets_gives_the_same_predictions(study: Study, trained: Trained, tmp_path: Path) -> None:
+    rows = [row for row in read_table(study.data / "cohort.csv") if row["fold"] == "0"]
+    table = write_table(tmp_path / "new.csv", [{k: row[k] for k in ("patient", "path", "day")} for row in rows[::-1]])
+    place = folders(study, tmp_path / "eval", trained.models)
+    done = run(["-m"], study.config("inference"), *place, "--cohort_file", table, where=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, found = (
+        pd.read_csv(folder / "predictions.csv", dtype={"patient": str})
+        for folder in (trained.output, tmp_path / "eval")
+    )
+    same = ["patient", "scans", "days"]
+    pd.testing.assert_frame_equal(found[same], expected[same])
+    np.testing.assert_allclose(found["target_predicted"], expected["target_predicted"], rtol=1e-5)
+    assert found["target"].isna().all() and KEY not in done.stdout + done.stderr
+
+
+def test_two_processes_write_one_set_of_files_with_every_patient_once(study: Study, tmp_path: Path) -> None:
+    # Eleven validation patients on two processes: one has to work alone at the end.
+    rows = read_table(study.data / "cohort.csv")
+    for row in rows:
+        row["fold"] = "0" if int(row["patient"].rpartition("-")[2]) < 11 else "1"
+    table = write_table(tmp_path / "cohort.csv", rows)
+    config = [str(CONFIGS / "train.yaml"), str(CONFIGS / "multi_gpu_train.yaml"), str(study.tiny)]
+    place = folders(study, tmp_path / "eval", tmp_path / "models")
+    program = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29871", "-m"]
+    done = run(program, config, *place, "--cohort_file", table, where=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    predictions = read_table(tmp_path / "eval/predictions.csv")
+    assert sorted(row["patient"] for row in predictions) == sorted({r["patient"] for r in rows if r["fold"] == "0"})
+    metrics = json.loads((tmp_path / "eval/metrics.json").read_text())["target"]
+    assert metrics["patients"] == 11 and metrics["r2"]["value"] > 0.2
+    history = read_table(tmp_path / "eval/history.csv")
+    assert [row["epoch"] for row in history] == ["1", "2", "3"]
+    assert min(float(row["mae"]) for row in history) == pytest.approx(metrics["mae"]["value"], rel=1e-4)
+    assert len(list((tmp_path / "eval").glob("events.out.tfevents.*"))) == 2  # training and validation of one process
+    assert not any(name.startswith("module.") for name in torch.load(tmp_path / "models/model.pt", weights_only=True))
+    assert KEY not in done.stdout + done.stderr
+
+
+# ---- What MONAI asks of a bundle -------------------------------------------------------------------------------------
+
+
+def test_metadata_follows_the_schema() -> None:
+    monai.bundle.verify_metadata(str(CONFIGS / "metadata.json"), filepath=str(SCHEMA))
+
+
+def test_the_schema_refuses_metadata_that_lack_a_field(tmp_path: Path) -> None:
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    del metadata["network_data_format"]["inputs"]["image"]["value_range"]
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match="value_range"):
+        monai.bundle.verify_metadata(str(tmp_path / "metadata.json"), filepath=str(SCHEMA))
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
+def test_the_network_takes_and_gives_what_the_metadata_say(name: str) -> None:
+    monai.bundle.verify_net_in_out(
+        "network_def",
+        str(CONFIGS / "metadata.json"),
+        str(CONFIGS / f"{name}.yaml"),
+        device="cpu",
+        extra_forward_args={"mask": torch.ones(1, 3, dtype=torch.bool), "time": torch.tensor([[0.0, 9.0, 400.0]])},
+    )
+
+
+@pytest.mark.parametrize(("name", "kind"), [("train", "train"), ("evaluate", "infer"), ("inference", "infer")])
+def test_every_property_of_a_workflow_is_where_monai_looks_for_it(
+    study: Study, trained: Trained, name: str, kind: str, tmp_path: Path
+) -> None:
+    place = {"dataset_dir": str(study.data), "output_dir": str(tmp_path), "model_dir": str(trained.models)}
+    flow = workflow(study.config(name), kind, **place)
+    flow.initialize()
+    assert flow.check_properties() == []
+
+
+# Sections that have to differ, and why.
+DIFFERENT = {
+    "pretrained": "weights from the hub start a training, a trained model brings its own",
+    "output_dir": "only what is written there differs, in the comment",
+    "imports": "each imports what it uses",
+    "run": "each does another thing",
+    "initialize": "only a training draws random numbers",
+    "preprocessing": "inference and evaluation name the list that training builds from parts",
+    "cohort": "new patients have neither target nor fold",
+    "columns": "new patients have neither target nor fold",
+    "dataset": "evaluation takes folds, inference all patients",
+    "handlers": "the name on the progress bar",
+    "evaluator": "without targets there is no metric",
+}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "different"),
+    [
+        ("train", "evaluate", {"pretrained", "imports", "run", "initialize"}),
+        ("train", "inference", {"pretrained", "imports", "run", "initialize", "cohort"}),
+        ("evaluate", "inference", {"imports", "run", "cohort", "dataset", "handlers", "evaluator"}),
+    ],
+)
+def test_shared_parts_of_the_configs_are_equal(one: str, other: str, different: set[str]) -> None:
+    first, second = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in (one, other))
+    assert {key for key in first.keys() & second.keys() if first[key] != second[key]} == different
+    assert different <= DIFFERENT.keys()
+
+
+def test_evaluation_prepares_scans_as_validation_does() -> None:
+    train, evaluate = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("train", "evaluate"))
+    prepared = [*train["train"]["deterministic_transforms"], train["pack_scans"]]
+    assert evaluate["preprocessing"]["transforms"] == prepared
+    for part in ("dataloader", "inferer"):
+        expected = yaml.safe_load(yaml.safe_dump(train["validate"][part]).replace("@validate#", "@"))
+        assert evaluate[part] == expected
+    shared = train["validate"]["evaluator"].keys() & evaluate["evaluator"].keys()
+    for key in shared:
+        assert evaluate["evaluator"][key] == str(train["validate"]["evaluator"][key]).replace("@validate#", "@") or (
+            evaluate["evaluator"][key] == train["validate"]["evaluator"][key]
+        )
+
+
+# ---- Choices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["ct", "radiograph"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
+def test_a_preset_fits_every_config(name: str, preset: str) -> None:
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / f"{name}.yaml"), str(CONFIGS / f"{preset}.yaml")])
+    parser.update({"pretrained": False, "spatial_size": [32, 32] if preset == "radiograph" else [16, 16, 16]})
+    scan = torch.rand(1, *([40, 50] if preset == "radiograph" else [20, 30, 10]))
+    for part in ("grid", "intensity", *(["augmentation"] if name == "train" else [])):
+        for transform in parser.get_parsed_content(part):
+            scan = transform({"image": scan})["image"]
+    assert list(scan.shape) == [1, *parser.get_parsed_content("spatial_size")]
+    net = parser.get_parsed_content("network_def").eval()
+    assert net(scan[None, None]).shape == (1, 1)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+TEXTBOOK = {
+    "resnet50_mean": ("ResNet", 2048, pools.MeanPool),
+    "vgg16_lstm": ("VGG", 4096, pools.LSTMPool),
+    "mobilenetv2_attention": ("EfficientNet", 1280, pools.AttentionPool),
+}
+
+
+@pytest.mark.parametrize("name", TEXTBOOK)
+def test_a_textbook_network_has_its_encoder_frozen_and_its_pool_learning(name: str) -> None:
+    kind, size, pool = TEXTBOOK[name]
+    config = [str(CONFIGS / f"{part}.yaml") for part in ("train", "radiograph", name)]
+    net = network(config, pretrained=False, spatial_size=[32, 32]).train()
+    assert type(net.encoder.encoder).__name__ == kind and net.pool.size == size and type(net.pool) is pool
+    learning = {parameter for parameter, part in net.named_parameters() if part.requires_grad}
+    assert not any(parameter.startswith("encoder.") for parameter in learning)
+    assert {p for p, _ in net.named_parameters() if not p.startswith("encoder.")} == learning
+    assert not any(part.training for part in net.encoder.encoder.modules())
+
+
+def test_pretrained_weights_are_asked_for_by_default_and_can_be_a_local_file() -> None:
+    config = [str(CONFIGS / f"{part}.yaml") for part in ("train", "radiograph", "resnet50_mean")]
+    parser = ConfigParser()
+    parser.read_config(config)
+    assert parser.get_parsed_content("pretrained") is True
+    assert parser["encoder"]["encoder"]["pretrained"] == "@pretrained"
+
+
+@pytest.mark.parametrize("loss", ["MSELoss", "L1Loss", "HuberLoss"])
+def test_the_loss_is_one_override(study: Study, loss: str) -> None:
+    parser = ConfigParser()
+    parser.read_config(study.config("train"))
+    parser.update({"loss#_target_": f"torch.nn.{loss}"})
+    assert type(parser.get_parsed_content("train#loss_function").loss).__name__ == loss
+
+
+def test_every_pool_is_listed() -> None:
+    listed = {name for name in dir(pools) if name.endswith("Pool")}
+    assert listed == set(POOLS)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_the_pool_is_one_override(study: Study, pool: str) -> None:
+    overrides: dict[str, Any] = {"pool#_target_": f"monai_mvreg.networks.pools.{pool}"}
+    if pool in {"MeanPool", "SumPool", "MaxPool", "LastPool", "TrendPool"}:  # have no time encoding of their own
+        overrides["pool#time_encoding#_disabled_"] = True
+    net = network(study.config("train"), **overrides).eval()
+    assert type(net.pool).__name__ == pool and net(**batch(2, 3)).shape == (2, 1)
+
+
+# ---- Export ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_exported_torchscript_predicts_as_the_network_with_any_number_of_scans(
+    study: Study, trained: Trained, tmp_path: Path
+) -> None:
+    monai.bundle.ckpt_export(
+        "network_def",
+        str(tmp_path / "model.ts"),
+        ckpt_file=str(trained.models / "model.pt"),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=study.config("inference"),
+    )
+    script, eager = torch.jit.load(tmp_path / "model.ts"), loaded(study, trained)
+    with torch.no_grad():
+        for scans in (1, 3, 5):
+            whole = batch(2, scans)
+            for names in (["image"], ["image", "mask"], ["image", "mask", "time"]):
+                given = {name: whole[name] for name in names}
+                torch.testing.assert_close(script(**given), eager(**given))
+
+
+def check_onnx(file: Path, net: MultiScanNet, names: Sequence[str]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(file), options)
+    for patients, scans in ((1, 1), (1, 5), (3, 2), (4, 7)):  # exported with 2 and 3
+        given = {name: value for name, value in batch(patients, scans).items() if name in names}
+        (found,) = session.run(None, {name: value.numpy() for name, value in given.items()})
+        with torch.no_grad():
+            np.testing.assert_allclose(found, net(**given), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pool", ["GatedAttentionPool", "LSTMPool", "TransformerPool"])
+def test_an_exported_onnx_takes_any_number_of_patients_and_scans(study: Study, tmp_path: Path, pool: str) -> None:
+    chosen = {"pool#_target_": f"monai_mvreg.networks.pools.{pool}"}
+    net = network(study.config("inference"), **chosen).eval()
+    torch.save(net.state_dict(), tmp_path / "model.pt")
+    monai.bundle.onnx_export(
+        "network_def",
+        str(tmp_path / "model.onnx"),
+        ckpt_file=str(tmp_path / "model.pt"),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=study.config("inference"),
+        use_trace=True,
+        input_shape=[2, 3, 1, 16, 16, 16],
+        converter_kwargs={"input_names": ["image"], "dynamic_axes": {"image": {0: "patients", 1: "scans"}}},
+        **chosen,
+    )
+    check_onnx(tmp_path / "model.onnx", net, ["image"])
+
+
+@pytest.mark.parametrize("pool", ["GatedAttentionPool", "LSTMPool"])
+def test_an_onnx_with_mask_and_time_leaves_padding_out(study: Study, tmp_path: Path, pool: str) -> None:
+    net = network(study.config("inference"), **{"pool#_target_": f"monai_mvreg.networks.pools.{pool}"}).eval()
+    given = batch(2, 3)
+    convert_to_onnx(
+        net,
+        list(given.values()),
+        input_names=list(given),
+        dynamic_axes={name: [0, 1] for name in given},
+        filename=str(tmp_path / "model.onnx"),
+        dynamo=False,
+    )
+    check_onnx(tmp_path / "model.onnx", net, list(given))
+
+
+# ---- Errors: one line, in the user's words ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def explain(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., str]]:
+    """Run a config in this process and give the line that a user would see."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    monkeypatch.delenv("MVREG_TRACEBACK", raising=False)
+
+    def explain(name: str = "train", **overrides: Any) -> str:
+        place = {"dataset_dir": str(study.data), "output_dir": str(tmp_path / "out"), "model_dir": str(tmp_path / "no")}
+        with pytest.raises(Exception) as caught:
+            flow = workflow(study.config(name), "train", **{**place, **overrides})
+            flow.initialize()
+            flow.run()
+        sys.excepthook(caught.type, caught.value, caught.tb)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.out + captured.err
+        assert KEY not in captured.out + captured.err
+        _, start, line = captured.err.rpartition("\nerror: ")
+        assert start and line.endswith("\n") and "\n" not in line[:-1]
+        assert not (tmp_path / "no" / "model.pt").exists()
+        return line[:-1]
+
+    yield explain
+
+
+def changed(study: Study, folder: Path, change: Callable[[list[Row]], None]) -> str:
+    rows = read_table(study.data / "cohort.csv")
+    change(rows)
+    return write_table(folder / "cohort.csv", rows)
+
+
+def test_a_mistyped_setting_is_named_with_the_nearest(explain: Callable[..., str]) -> None:
+    assert explain(epoch=1) == "expected a setting of the bundle, got 'epoch': did you mean 'epochs'?"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "inference"])
+def test_a_mistyped_setting_is_refused_by_every_config(explain: Callable[..., str], name: str) -> None:
+    assert explain(name, batchsize=1) == "expected a setting of the bundle, got 'batchsize': did you mean 'batch_size'?"
+
+
+def test_a_mistyped_entry_of_train_is_named_with_the_nearest(explain: Callable[..., str]) -> None:
+    assert explain(**{"train#dataloder": []}) == (
+        "expected a setting of the bundle, got 'train#dataloder': did you mean 'train#dataloader'?"
+    )
+
+
+@pytest.mark.parametrize("typo", ["columns#covariats", "pool#hiden", "train#trainer#max_epoch"])
+def test_a_mistyped_argument_of_a_component_is_named(explain: Callable[..., str], typo: str) -> None:
+    assert f"got an unexpected keyword argument '{typo.rpartition('#')[2]}'" in explain(**{typo: 1})
+
+
+def test_another_metric_beside_the_first_is_no_mistake(study: Study) -> None:
+    workflow(
+        study.config("train"),
+        "train",
+        dataset_dir=str(study.data),
+        **{"metrics#second": {"_target_": "ignite.metrics.MeanSquaredError"}},
+    ).initialize()
+
+
+def test_a_missing_cohort_file_is_named(explain: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "absent.csv"
+    assert explain(cohort_file=str(file)) == f"expected a table of scans, found no file {file}"
+
+
+def test_a_scan_that_does_not_exist_is_named_by_its_row(
+    study: Study, explain: Callable[..., str], tmp_path: Path
+) -> None:
+    table = changed(study, tmp_path, lambda rows: rows[6].update(path=f"{KEY}.nii"))
+    assert explain(cohort_file=table) == f"cohort.csv row 8, column 'path': no such scan below {study.data}"
+
+
+def test_a_patient_without_target_is_named_by_its_row(
+    study: Study, explain: Callable[..., str], tmp_path: Path
+) -> None:
+    table = changed(study, tmp_path, lambda rows: rows[4].update(target=""))
+    assert explain(cohort_file=table) == "cohort.csv row 6, column 'target': expected a number, the cell is empty"
+
+
+def test_two_units_are_named(study: Study, explain: Callable[..., str], tmp_path: Path) -> None:
+    table = changed(study, tmp_path, lambda rows: rows[9].update(unit="L"))
+    assert explain(cohort_file=table) == (
+        "cohort.csv row 11, column 'unit': expected one unit 'mL' as in row 2, got 'L'"
+    )
+
+
+def test_a_patient_in_two_folds_is_named_by_rows(study: Study, explain: Callable[..., str], tmp_path: Path) -> None:
+    table = changed(study, tmp_path, lambda rows: rows[1].update(fold="2"))
+    assert explain(cohort_file=table) == (
+        "cohort.csv, column 'fold': one patient is in two folds, '0' (row 2) and '2' (row 3)"
+    )
+
+
+def test_an_unknown_fold_is_named_with_the_known(explain: Callable[..., str]) -> None:
+    sentence = "expected folds among ['0', '1', '2'], got ['7']"
+    assert explain(validation_folds=["7"]) == sentence
+    assert explain("evaluate", evaluate_folds=["7"]) == sentence
+
+
+def test_evaluating_without_a_trained_model_names_the_file(explain: Callable[..., str], tmp_path: Path) -> None:
+    assert str(tmp_path / "no" / "model.pt") in explain("evaluate")
+
+
+def test_no_variation_of_the_target_is_named(study: Study, explain: Callable[..., str], tmp_path: Path) -> None:
+    table = changed(study, tmp_path, lambda rows: [row.update(target="5") for row in rows] and None)
+    assert explain(cohort_file=table) == (
+        "expected targets that differ between the 20 training patients, got one value"
+    )
+
+
+def with_garbage(study: Study, folder: Path) -> str:
+    """A cohort in which one scan of the training is no picture."""
+    (folder / "garbage.nii").write_bytes(bytes(range(256)) * 20)
+    return changed(study, folder, lambda rows: rows[6].update(path=str(folder / "garbage.nii")))
+
+
+def test_an_unreadable_scan_is_named(study: Study, explain: Callable[..., str], tmp_path: Path) -> None:
+    line = explain(cohort_file=with_garbage(study, tmp_path))
+    assert line.startswith("garbage.nii: expected a NIfTI file, cannot read it")
+
+
+def test_an_unreadable_scan_in_the_middle_of_a_training_ends_the_program_in_one_line(
+    study: Study, tmp_path: Path
+) -> None:
+    place = folders(study, tmp_path / "eval", tmp_path / "models")
+    table = with_garbage(study, tmp_path)
+    done = run(["-m"], study.config("train"), *place, "--cohort_file", table, "--cache_rate", "0", where=tmp_path)
+    assert done.returncode == 1
+    assert "\nerror: garbage.nii: expected a NIfTI file, cannot read it" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr and KEY not in done.stdout + done.stderr

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Iterator
 from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,8 @@ def refuse_unread_settings(configs: str) -> None:
         configs: the folder of the bundle's configs.
 
     Raises:
-        ValueError: naming the setting and the nearest known one.
+        ValueError: naming the setting and the nearest known one, or a setting whose value is the text "false", which
+            would be taken for true.
         RuntimeError: if not called from a config.
     """
     config = _calling_config()
@@ -46,6 +48,18 @@ def refuse_unread_settings(configs: str) -> None:
             near = difflib.get_close_matches(setting, known, n=1)
             hint = f": did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"expected a setting of the bundle, got {setting!r}{hint}")
+    for setting, value in _leaves(config):
+        if value in ("true", "false", "null"):
+            raise ValueError(f"{setting}: the command line takes True, False and '$None', got the text {value!r}")
+
+
+def _leaves(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Name every single value of a config: ``columns#fold``."""
+    if not isinstance(config, (dict, list)):
+        yield name, config
+        return
+    for key, entry in config.items() if isinstance(config, dict) else enumerate(config):
+        yield from _leaves(entry, f"{name}#{key}".lstrip("#"))
 
 
 def _names(config: dict[str, Any]) -> list[str]:

@@ -338,9 +338,9 @@ def test_shared_parts_of_the_configs_are_equal(one: str, other: str, different: 
 
 def test_evaluation_prepares_scans_as_validation_does() -> None:
     train, evaluate = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("train", "evaluate"))
-    prepared = train["train"]["deterministic_transforms"].removesuffix("]") + ", "
-    validated = train["validate"]["preprocessing"]["transforms"]
-    assert evaluate["preprocessing"]["transforms"] == validated.replace("$@train#deterministic_transforms + [", prepared)
+    start = train["train"]["deterministic_transforms"].removesuffix("]") + ", "
+    expected = train["validate"]["preprocessing"]["transforms"].replace("$@train#deterministic_transforms + [", start)
+    assert evaluate["preprocessing"]["transforms"] == expected
     for part in ("dataloader", "inferer"):
         expected = yaml.safe_load(yaml.safe_dump(train["validate"][part]).replace("@validate#", "@"))
         assert evaluate[part] == expected

@@ -309,13 +309,10 @@ def test_every_property_of_a_workflow_is_where_monai_looks_for_it(
 # Sections that have to differ, and why.
 DIFFERENT = {
     "pretrained": "weights from the hub start a training, a trained model brings its own",
-    "output_dir": "only what is written there differs, in the comment",
     "imports": "each imports what it uses",
     "run": "each does another thing",
     "initialize": "only a training draws random numbers",
-    "preprocessing": "inference and evaluation name the list that training builds from parts",
     "cohort": "new patients have neither target nor fold",
-    "columns": "new patients have neither target nor fold",
     "dataset": "evaluation takes folds, inference all patients",
     "handlers": "the name on the progress bar",
     "evaluator": "without targets there is no metric",

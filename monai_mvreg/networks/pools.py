@@ -93,7 +93,9 @@ class MeanPool(nn.Module):
 
 
 class SumPool(nn.Module):
-    """The sum of the scan embeddings: right for a target that adds up over scans.
+    """The sum of the scan embeddings, and the number of scans: right for a target that adds up over scans.
+
+    Every embedding is summed with a one behind it. The sum could learn to count by itself, but only slowly.
 
     Args:
         size: width ``E`` of an embedding.
@@ -102,11 +104,13 @@ class SumPool(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
-        self.pooled_size = size
+        self.pooled_size = size + 1
 
     def forward(self, embeddings: Tensor, mask: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool ``(B, N, E)`` to ``(B, E)`` with equal weights."""
-        return (embeddings * mask[:, :, None]).sum(1), uniform_weights(mask)
+        """Pool ``(B, N, E)`` to ``(B, E + 1)`` with equal weights; the number of scans is last."""
+        real = mask.to(embeddings.dtype)
+        total = (embeddings * real[:, :, None]).sum(1)
+        return torch.cat([total, real.sum(1, keepdim=True)], dim=1), uniform_weights(mask)
 
 
 class MaxPool(nn.Module):

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Everything else is imported inside the verbs: --help must not wait for torch.
 
@@ -113,7 +108,7 @@ def _cohort(options: argparse.Namespace) -> None:
     for reason, count in Counter(item.reason for item in left_out).most_common():
         print(f"left out: {count} x {reason} (first: {first[reason]})")
     if undated := int(rows["day"].isna().sum()):
-        print(f"{undated} scans have no date: fill in the column day, or train with --columns#day null")
+        print(f"{undated} scans have no date: fill in the column day, or train with --columns#day '$None'")
     print(f"\nNext: {_ADD_TARGET}, then")
     print(f"  mvreg split {options.out} --target COLUMN")
     print(f"  {_train_command(str(options.folder), str(options.out))}")
@@ -121,60 +116,39 @@ def _cohort(options: argparse.Namespace) -> None:
 
 def _split(options: argparse.Namespace) -> None:
     from monai_mvreg.cohort.split import balanced_seed, split_cohort
-    from monai_mvreg.cohort.table import Cohort, Patient
+    from monai_mvreg.cohort.table import Cohort, Patient, TableRows
 
     out = options.out or options.table
     if out != options.table and out.exists():
         raise FileExistsError(f"expected a new file, {out} exists: name another with --out")
-    separator, frame = _read_table(options.table, [options.patient, *([options.target] if options.target else [])])
-    if "fold" in frame.columns:
+    rows = TableRows(options.table)
+    rows.need(options.patient, options.target)
+    if "fold" in rows.frame.columns:
         raise ValueError(f"{options.table.name}: expected no column 'fold', it is there: patients keep their folds")
     if options.folds < 2:
         raise ValueError(f"expected --folds of 2 or more, got {options.folds}")
+    of_patient: dict[str, list[int]] = {}
+    for row in range(len(rows.frame)):
+        of_patient.setdefault(rows.text(row, options.patient), []).append(row)
     targets: dict[str, tuple[float, ...]] = {}
-    keys = frame[options.patient].str.strip()
-    for row, key in enumerate(keys, start=2):
-        target = (_number(frame[options.target].iat[row - 2], row),) if options.target else ()
-        if not key:
-            raise ValueError(f"row {row}: expected a patient, the cell is empty")
-        if targets.setdefault(key, target) != target:
-            both = " and ".join(f"{number:g}" for number in (*targets[key], *target))
-            raise ValueError(f"row {row}: expected the target of the patient's other rows, got {both}")
+    for key, found in of_patient.items():
+        if options.target:
+            rows.same(found, options.target, "the patient's value")
+        targets[key] = (rows.number(found[0], options.target),) if options.target else ()
     patients = tuple(Patient(key, (), (), (), target, ()) for key, target in targets.items())
     cohort = Cohort(patients, target=(), unit="1", views=(), covariates=())
     seed = balanced_seed(cohort, options.folds) if options.seed is None else options.seed
     fold = {patient.key: patient.fold for patient in split_cohort(cohort, options.folds, seed=seed).patients}
     unfinished = out.with_name(out.name + ".part")
-    frame.assign(fold=keys.map(fold)).to_csv(unfinished, index=False, sep=separator)
+    keys = rows.frame[options.patient].str.strip()
+    rows.frame.assign(fold=keys.map(fold)).to_csv(unfinished, index=False, sep=rows.separator)
     unfinished.replace(out)
     sizes = sorted(Counter(str(name) for name in fold.values()).items(), key=lambda item: int(item[0]))
     print(f"{out}: {len(fold)} patients, " + ", ".join(f"{size} in fold {name}" for name, size in sizes))
-    print(f"seed {seed}: keep it. With --seed {seed}, patients added later get folds and nobody changes fold.")
-
-
-def _read_table(path: Path, columns: Sequence[str]) -> tuple[str, pd.DataFrame]:
-    """The separator and the cells as text, which go back into the file as they were."""
-    import pandas as pd
-
-    separator = "\t" if path.suffix == ".tsv" else ","
-    try:
-        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except ValueError as error:
-        raise ValueError(f"{path.name}: expected a table in UTF-8, cannot read it ({type(error).__name__})") from None
-    for column in columns:
-        if column not in frame.columns:
-            raise ValueError(f"{path.name}: expected a column {column!r}, the table has {list(frame.columns)}")
-    return separator, frame
-
-
-def _number(cell: str, row: int) -> float:
-    try:
-        number = float(cell)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"row {row}: expected a number as target, got {cell!r}")
-    return number
+    print(
+        f"seed {seed}: keep it. When patients are added, delete the column and split again with --seed {seed}: nobody"
+    )
+    print("changes fold.")
 
 
 def _train_command(folder: str, table: str) -> str:

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,10 @@ def write_evaluation(folder: str, target: Sequence[str], *, training_mean: Seque
     sections: list[Section] = []
     for name, mean in zip(target, training_mean, strict=True):
         baselines = {"Mean of the training patients": np.full(len(predictions), mean)}
-        sections += evaluation_sections(place, name, baselines=baselines)
+        parts = evaluation_sections(place, name, baselines=baselines)
+        if len(target) > 1:
+            parts = [replace(part, title=f"{name}: {part.title.lower()}") for part in parts]
+        sections += parts
         mae, r2_ = (_estimate(metrics[name][key]) for key in ("mae", "r2"))
         _log.info(
             "%s: MAE %.4g [%.4g, %.4g] %s, R2 %.3f [%.3f, %.3f], %d patients; predicting the training mean: MAE %.4g",

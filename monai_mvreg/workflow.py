@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import json
 import logging
 import os
 import re
@@ -36,6 +37,8 @@ def refuse_unread_settings(configs: str) -> None:
         RuntimeError: if not called from a config.
     """
     config = _calling_config()
+    if not list(Path(configs).glob("*.yaml")):
+        raise ValueError(f"expected the configs of the bundle in {configs}, found none: give --bundle_root")
     # While a config runs, MONAI writes "@train::trainer".
     text = yaml.safe_dump(config).replace("::", "#")
     known = {name for file in Path(configs).glob("*.yaml") for name in _names(yaml.safe_load(file.read_text()))}
@@ -79,6 +82,62 @@ def _calling_config() -> dict[str, Any]:
     raise RuntimeError("expected to be called from a config of a bundle")
 
 
+def _model_settings() -> dict[str, Any]:
+    """Pick from the running config what a trained model depends on."""
+    config = _calling_config()
+    settings = {name: config[name] for name in ("target", "channels", "spatial_size", "grid", "intensity")}
+    settings |= {name: config[name] for name in ("encoder", "pool")}
+    columns = config["columns"]
+    settings |= {f"columns#{name}": columns.get(name) or None for name in ("views", "covariates")}
+    return dict(json.loads(json.dumps(settings)))
+
+
+def save_settings(path: str, *, unit: str) -> None:
+    """Write what a trained model depends on, its preprocessing and parts, beside it; for the list ``run`` of training.
+
+    Args:
+        path: the JSON file.
+        unit: unit of the target.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps({**_model_settings(), "unit": unit}, indent=1), encoding="utf-8")
+
+
+def same_settings(path: str) -> dict[str, Any]:
+    """Read what the model was trained with and refuse a config that differs, such as one without the preset.
+
+    Args:
+        path: what :func:`save_settings` wrote.
+
+    Returns:
+        The settings and the ``unit`` of the target.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the settings that differ.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"expected the settings of a trained model in {path}, found no such file: train first")
+    trained: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    now = _model_settings()
+    differ = [name for name, value in now.items() if trained.get(name) != value]
+    if differ:
+        raise ValueError(
+            f"expected the settings the model was trained with, other ones are {differ}: give the same files"
+        )
+    return trained
+
+
+def expect_validation(epochs: int, interval: int) -> None:
+    """Refuse a training that would end before its first validation, and so without a model.
+
+    Raises:
+        ValueError: if ``interval`` is larger than ``epochs``.
+    """
+    if interval > epochs:
+        raise ValueError(f"expected val_interval of at most epochs, {epochs}, got {interval}: no model would be saved")
+
+
 def explain_errors() -> None:
     """Print what a user can mend in one line instead of the nested traceback of a config.
 
@@ -101,7 +160,7 @@ def user_error(error: BaseException) -> BaseException | None:
     """Find the error a user can mend: the outermost among an error and its causes that speaks of the user's files.
 
     These are the ``ValueError`` and ``FileNotFoundError`` of this package, a file that another one does not find (the
-    trained model), and an argument that a component of the config does not have.
+    trained model), and a component of the config that does not exist or does not have an argument.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -112,6 +171,8 @@ def user_error(error: BaseException) -> BaseException | None:
         if isinstance(cause, FileNotFoundError) or (ours and isinstance(cause, ValueError)):
             return cause
         if isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause):
+            return cause
+        if isinstance(cause, ModuleNotFoundError) and "Cannot locate" in str(cause):
             return cause
         # What was raised "from None" stands for itself.
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)

@@ -191,7 +191,7 @@ def batch(patients: int, scans: int) -> dict[str, Tensor]:
 def test_training_writes_every_file_and_learns_more_than_the_mean(trained: Trained) -> None:
     found = {path.name.split(".vm.")[0].split(".")[0] + path.suffix for path in trained.output.iterdir()}
     assert {"predictions.csv", "metrics.json", "history.csv", "report.html"} <= found
-    assert [path.name for path in trained.models.iterdir()] == ["model.pt"]
+    assert sorted(path.name for path in trained.models.iterdir()) == ["model.pt", "settings.json"]
     predictions = pd.read_csv(trained.output / "predictions.csv")
     assert list(predictions["fold"].unique()) == [0] and set(predictions["scans"]) == {1, 4}
     metrics = json.loads((trained.output / "metrics.json").read_text())["target"]
@@ -245,6 +245,7 @@ def test_inference_without_targets_gives_the_same_predictions(study: Study, trai
     pd.testing.assert_frame_equal(found[same], expected[same])
     np.testing.assert_allclose(found["target_predicted"], expected["target_predicted"], rtol=1e-5)
     assert found["target"].isna().all() and KEY not in done.stdout + done.stderr
+    assert set(found["unit"]) == {"mL"}
 
 
 def test_two_processes_write_one_set_of_files_with_every_patient_once(study: Study, tmp_path: Path) -> None:
@@ -316,6 +317,7 @@ DIFFERENT = {
     "dataset": "evaluation takes folds, inference all patients",
     "handlers": "the name on the progress bar",
     "evaluator": "without targets there is no metric",
+    "output_dir": "predictions for new patients are not mixed with an evaluation",
 }
 
 
@@ -323,8 +325,8 @@ DIFFERENT = {
     ("one", "other", "different"),
     [
         ("train", "evaluate", {"pretrained", "imports", "run", "initialize"}),
-        ("train", "inference", {"pretrained", "imports", "run", "initialize", "cohort"}),
-        ("evaluate", "inference", {"imports", "run", "cohort", "dataset", "handlers", "evaluator"}),
+        ("train", "inference", {"pretrained", "imports", "run", "initialize", "cohort", "output_dir"}),
+        ("evaluate", "inference", {"imports", "run", "cohort", "dataset", "handlers", "evaluator", "output_dir"}),
     ],
 )
 def test_shared_parts_of_the_configs_are_equal(one: str, other: str, different: set[str]) -> None:
@@ -601,11 +603,37 @@ def test_a_patient_in_two_folds_is_named_by_rows(study: Study, explain: Callable
 def test_an_unknown_fold_is_named_with_the_known(explain: Callable[..., str]) -> None:
     sentence = "expected folds among ['0', '1', '2'], got ['7']"
     assert explain(validation_folds=["7"]) == sentence
-    assert explain("evaluate", evaluate_folds=["7"]) == sentence
 
 
 def test_evaluating_without_a_trained_model_names_the_file(explain: Callable[..., str], tmp_path: Path) -> None:
-    assert str(tmp_path / "no" / "model.pt") in explain("evaluate")
+    assert str(tmp_path / "no" / "settings.json") in explain("evaluate")
+
+
+def test_a_fold_that_the_model_learned_from_is_not_evaluated(
+    explain: Callable[..., str], study: Study, trained: Trained, tmp_path: Path
+) -> None:
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings" / "settings.json").write_text((trained.models / "settings.json").read_text())
+    sentence = explain("evaluate", evaluate_folds=["1"], model_dir=str(tmp_path / "settings"))
+    assert sentence.startswith("expected folds that training left out, ['0'], got ['1']")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "inference"])
+def test_other_settings_than_those_of_the_training_are_named(
+    name: str, explain: Callable[..., str], trained: Trained, tmp_path: Path
+) -> None:
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings" / "settings.json").write_text((trained.models / "settings.json").read_text())
+    sentence = explain(name, intensity=[], model_dir=str(tmp_path / "settings"))
+    assert "other ones are ['intensity']" in sentence
+
+
+def test_a_training_without_a_validation_is_refused_before_it_starts(explain: Callable[..., str]) -> None:
+    assert explain(epochs=2, val_interval=3).startswith("expected val_interval of at most epochs, 2, got 3")
+
+
+def test_a_component_that_does_not_exist_is_named(explain: Callable[..., str]) -> None:
+    assert "monai_mvreg.networks.pools.MeenPool" in explain(**{"pool#_target_": "monai_mvreg.networks.pools.MeenPool"})
 
 
 def test_no_variation_of_the_target_is_named(study: Study, explain: Callable[..., str], tmp_path: Path) -> None:

@@ -87,13 +87,13 @@ def test_split_chooses_a_balanced_seed_and_says_to_keep_it(table: Path, capsys: 
         ({}, ["--patient", "subject"], "expected a column 'subject'"),
         ({}, ["--folds", "1"], "--folds of 2 or more"),
         ({"fold": "0"}, [], "expected no column 'fold'"),
-        ({"size": ""}, ["--target", "size"], "row 2: expected a number"),
+        ({"size": ""}, ["--target", "size"], "row 2, column 'size': expected a number"),
         (
             {"size": [str(i) for i in range(60)]},
             ["--target", "size"],
-            "row 3: expected the target of the patient's other rows, got 0 and 1",
+            "row 3, column 'size': expected the patient's value '0' as in row 2, got '1'",
         ),
-        ({"patient": " "}, [], "row 2: expected a patient"),
+        ({"patient": " "}, [], "row 2, column 'patient': expected a value"),
         ({"patient": "one"}, [], "1 patients fill 1"),
     ],
 )
@@ -111,7 +111,7 @@ def test_split_refuses_in_one_line(
 
 
 def test_split_refuses_what_is_no_table_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "No such file" in mistake(capsys, "split", tmp_path / "none.csv")
+    assert "found no file" in mistake(capsys, "split", tmp_path / "none.csv")
     (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
     assert "expected a table in UTF-8" in mistake(capsys, "split", tmp_path / "binary.csv")
 

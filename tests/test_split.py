@@ -8,7 +8,7 @@ import string
 import numpy as np
 import pytest
 
-from monai_mvreg.cohort.split import balanced_seed, fold_of, leave_out, select, split_cohort
+from monai_mvreg.cohort.split import balanced_seed, fold_of, held_out, leave_out, select, split_cohort
 from monai_mvreg.cohort.table import Cohort, Patient
 
 
@@ -111,3 +111,9 @@ def test_an_unknown_fold_is_refused_with_the_known_ones() -> None:
 def test_a_fold_may_be_named_by_its_number() -> None:
     split = split_cohort(cohort_of(random_keys(50, 0)), 2)
     assert select(split, [1]) == select(split, ["1"])
+
+
+def test_only_folds_that_training_left_out_are_held_out() -> None:
+    assert held_out(["1"], [0, 1]) == ["1"]
+    with pytest.raises(ValueError, match=r"left out, \['0', '1'\], got \['2'\]: the model has learned"):
+        held_out([1, 2], ["0", "1"])

@@ -359,3 +359,8 @@ def test_items_carry_what_the_collate_reads() -> None:
     ]
     with pytest.raises(ValueError, match="expected at least one patient, got none"):
         datalist([])
+
+
+@pytest.mark.parametrize("columns", [Columns(view="target"), Columns(views=("T1",))])
+def test_a_view_without_its_list_or_a_list_without_its_view_is_refused(folder: Path, columns: Columns) -> None:
+    assert refusal(folder, ROWS, columns).startswith("expected view and views together")

@@ -86,6 +86,25 @@ def leave_out(cohort: Cohort, folds: Sequence[str | int]) -> tuple[Patient, ...]
     return tuple(p for p in cohort.patients if p.fold not in left_out)
 
 
+def held_out(folds: Sequence[str | int], left_out: Sequence[str | int]) -> Sequence[str | int]:
+    """Check that training left these folds out, and hand them on.
+
+    Args:
+        folds: folds to evaluate.
+        left_out: the ``validation_folds`` and ``test_folds`` of the training.
+
+    Raises:
+        ValueError: if the model has learned from one of the folds.
+    """
+    seen = {str(fold) for fold in folds} - {str(fold) for fold in left_out}
+    if seen:
+        raise ValueError(
+            f"expected folds that training left out, {sorted(map(str, left_out))}, got {sorted(seen)}: the model has "
+            "learned from them (give validation_folds and test_folds as in training)"
+        )
+    return folds
+
+
 def _known(cohort: Cohort, folds: Sequence[str | int]) -> set[str]:
     known = {p.fold for p in cohort.patients if p.fold is not None}
     wanted = {str(fold) for fold in folds}

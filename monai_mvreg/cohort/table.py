@@ -85,18 +85,26 @@ class Cohort:
     covariates: tuple[str, ...]
 
 
-class _Rows:
-    """Cells of one table as text, with errors that name file, row and column (the header is row 1)."""
+class TableRows:
+    """Cells of one table as text, with errors that name file, row and column (the header is row 1).
+
+    Args:
+        file: CSV, or TSV by its suffix.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no table in UTF-8 with a header and at least one row.
+    """
 
     def __init__(self, file: Path) -> None:
         if not file.is_file():
             raise FileNotFoundError(f"expected a table of scans, found no file {file}")
-        separator = "\t" if file.suffix == ".tsv" else ","
+        self.separator = "\t" if file.suffix == ".tsv" else ","
         self.file = file
         try:
             # Blank lines count, so that rows are found by their number; a missing cell at the end is an empty one.
             frame = pd.read_csv(
-                file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
+                file, sep=self.separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
             ).fillna("")
         except ValueError as error:
             raise ValueError(f"{file.name}: expected a table in UTF-8 with a header, {error}") from None
@@ -109,6 +117,7 @@ class _Rows:
             raise ValueError(f"{file.name}: expected at least one row below the header, got none")
 
     def need(self, *columns: str | None) -> None:
+        """Check that the table has these columns."""
         for column in columns:
             if column is not None and column not in self.frame.columns:
                 raise ValueError(
@@ -116,15 +125,18 @@ class _Rows:
                 )
 
     def error(self, row: int, column: str, sentence: str) -> ValueError:
+        """Name the cell that a sentence is about."""
         return ValueError(f"{self.file.name} row {row + 2}, column {column!r}: {sentence}")
 
     def text(self, row: int, column: str) -> str:
+        """Read a cell that must not be empty."""
         value = str(self.frame[column].iat[row]).strip()
         if not value:
             raise self.error(row, column, "expected a value, the cell is empty")
         return value
 
     def number(self, row: int, column: str, *, missing: float | None = None) -> float:
+        """Read a finite number; ``missing`` stands for an empty cell, and ``None`` refuses one."""
         cell = str(self.frame[column].iat[row]).strip()
         if missing is not None and cell.lower() in {"", "na", "n/a", "nan"}:
             return missing
@@ -167,11 +179,13 @@ def read_cohort(scans_file: str, columns: Columns, *, images: str, outcomes_file
         FileNotFoundError: if a table or a scan does not exist; a scan is named by its row.
         ValueError: for any cell that cannot be used, with file, row and column.
     """
-    scans = _Rows(Path(scans_file))
+    scans = TableRows(Path(scans_file))
     scans.need(columns.patient, columns.path, columns.day, columns.date, columns.view)
     if columns.day is not None and columns.date is not None:
         raise ValueError(f"expected a column for day or for date, got both {columns.day!r} and {columns.date!r}")
-    facts = scans if outcomes_file is None else _Rows(Path(outcomes_file))
+    if bool(columns.view) != bool(columns.views):
+        raise ValueError(f"expected view and views together, got view {columns.view!r} and views {list(columns.views)}")
+    facts = scans if outcomes_file is None else TableRows(Path(outcomes_file))
     facts.need(columns.patient, *columns.target, columns.unit, columns.event, *columns.covariates, columns.fold)
     if columns.unit is not None:
         facts.same(range(len(facts.frame)), columns.unit, "one unit")
@@ -192,14 +206,14 @@ def read_cohort(scans_file: str, columns: Columns, *, images: str, outcomes_file
     )
 
 
-def _rows_by_patient(rows: _Rows, column: str) -> dict[str, list[int]]:
+def _rows_by_patient(rows: TableRows, column: str) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for row in range(len(rows.frame)):
         found.setdefault(rows.text(row, column), []).append(row)
     return found
 
 
-def _facts_of_patient(key: str, facts: _Rows, rows: Sequence[int], columns: Columns) -> Patient:
+def _facts_of_patient(key: str, facts: TableRows, rows: Sequence[int], columns: Columns) -> Patient:
     row = rows[0]
     for column in (*columns.target, columns.event, *columns.covariates):
         if column is not None:
@@ -229,7 +243,7 @@ def _facts_of_patient(key: str, facts: _Rows, rows: Sequence[int], columns: Colu
     return Patient(key, (), (), (), tuple(target), tuple(covariates), fold)
 
 
-def _add_scans(patient: Patient, scans: _Rows, rows: Sequence[int], columns: Columns, images: Path) -> Patient:
+def _add_scans(patient: Patient, scans: TableRows, rows: Sequence[int], columns: Columns, images: Path) -> Patient:
     scans.once(rows, columns.path)
     found = []
     for row in rows:
@@ -255,7 +269,7 @@ def _add_scans(patient: Patient, scans: _Rows, rows: Sequence[int], columns: Col
     )
 
 
-def _day(scans: _Rows, row: int, columns: Columns) -> float:
+def _day(scans: TableRows, row: int, columns: Columns) -> float:
     if columns.day is not None:
         return scans.number(row, columns.day)
     if columns.date is None:

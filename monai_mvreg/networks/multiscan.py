@@ -34,6 +34,8 @@ class TargetScaling(nn.Module):
         label = label.to(torch.float64)
         if label.ndim != 2 or not label.isfinite().all():
             raise ValueError(f"expected finite labels (P, K), got shape {tuple(label.shape)}")
+        if label.shape[1] != len(self.mean):
+            raise ValueError(f"expected a label for each of {len(self.mean)} outputs, got {label.shape[1]}")
         std = label.std(0, unbiased=False)
         if (std == 0).any():
             raise ValueError(f"expected targets that differ between the {len(label)} training patients, got one value")
@@ -128,7 +130,7 @@ class MultiScanNet(nn.Module):
         self.scaling = TargetScaling(outputs)
 
     def embed(self, image: Tensor, mask: Tensor | None = None, view: Tensor | None = None) -> Tensor:
-        """Encode the real scans of ``image (B, N, C, *spatial)``; padding gets zeros. Returns ``(B, N, E)``."""
+        """Encode the real scans of ``image (B, N, C, *spatial)`` as ``(B, N, E)``; padding means nothing."""
         patients, scans = image.shape[0], image.shape[1]
         if mask is None:
             if not is_tracing():

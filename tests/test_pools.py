@@ -243,3 +243,12 @@ def test_a_trend_learns_its_ridge(embedded: Embedded) -> None:
     pool = pools.TrendPool(6)
     pool(*embedded)[0].sum().backward()
     assert pool.log_ridge.grad is not None and pool.log_ridge.grad.abs() > 0
+
+
+def test_mixed_precision_does_not_round_the_trend() -> None:
+    pool = pools.TrendPool(2, ridge_days=1.0)
+    embeddings, mask = torch.tensor([[[1.0, 2.0], [1.5, 1.0]]]), torch.ones(1, 2, dtype=torch.bool)
+    time = torch.tensor([[0.0, 7.0]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = pool(embeddings, mask, time)[0]
+    torch.testing.assert_close(mixed, pool(embeddings, mask, time)[0])

@@ -347,7 +347,9 @@ class TrendPool(nn.Module):
         offset = (years - centre) * mask
         slope = offset / (offset.square().sum(1, keepdim=True) + self.log_ridge.exp())
         level = equal - centre * slope
-        pooled = torch.bmm(torch.stack([level, slope], dim=1), embeddings.to(torch.float32)).flatten(1)
+        # Sums and no matrix product: mixed precision would round the coefficients of visits that lie close together.
+        exact = embeddings.to(torch.float32)
+        pooled = torch.cat([(level[:, :, None] * exact).sum(1), (slope[:, :, None] * exact).sum(1)], dim=1)
         weights = level.abs() / level.abs().sum(1, keepdim=True).clamp(min=1e-12)
         spread = offset.abs() / offset.abs().sum(1, keepdim=True).clamp(min=1e-12)
         weights = torch.where(spread.sum(1, keepdim=True) > 0.5, (weights + spread) / 2, weights)

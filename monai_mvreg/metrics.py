@@ -50,76 +50,6 @@ def mean_absolute_error(pred: Array, target: Array) -> float:
     return _once(_mae, pred, target)
 
 
-def root_mean_squared_error(pred: Array, target: Array) -> float:
-    """Root of the mean squared distance between predicted and measured value, in target units.
-
-    Args:
-        pred: predicted values ``(P,)`` in target units, ``P >= 1``.
-        target: measured values ``(P,)`` in target units.
-
-    Raises:
-        ValueError: if lengths differ, a value is not finite, or there is no patient.
-
-    Example:
-        >>> root_mean_squared_error(np.array([1.0, 3.0]), np.array([1.0, 1.0])) == 2**0.5
-        True
-    """
-    return _once(_rmse, pred, target)
-
-
-def r2(pred: Array, target: Array) -> float:
-    r"""Share of the variance between patients that is predicted, :math:`1-\sum(y-\hat y)^2/\sum(y-\bar y)^2`.
-
-    Below zero where the prediction is worse than the mean of these patients; nan for a constant target.
-
-    Args:
-        pred: predicted values ``(P,)`` in target units, ``P >= 1``.
-        target: measured values ``(P,)`` in target units.
-
-    Raises:
-        ValueError: if lengths differ, a value is not finite, or there is no patient.
-
-    Example:
-        >>> r2(np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]))
-        0.5
-    """
-    return _once(_r2, pred, target)
-
-
-def pearson(pred: Array, target: Array) -> float:
-    """Linear correlation of predicted and measured value; nan if either is constant.
-
-    Args:
-        pred: predicted values ``(P,)`` in target units, ``P >= 1``.
-        target: measured values ``(P,)`` in target units.
-
-    Raises:
-        ValueError: if lengths differ, a value is not finite, or there is no patient.
-
-    Example:
-        >>> pearson(np.array([1.0, 3.0, 5.0]), np.array([0.0, 1.0, 2.0]))
-        1.0
-    """
-    return _once(_pearson, pred, target)
-
-
-def spearman(pred: Array, target: Array) -> float:
-    """Correlation of the ranks, ties sharing their average rank; nan if either is constant.
-
-    Args:
-        pred: predicted values ``(P,)`` in target units, ``P >= 1``.
-        target: measured values ``(P,)`` in target units.
-
-    Raises:
-        ValueError: if lengths differ, a value is not finite, or there is no patient.
-
-    Example:
-        >>> spearman(np.array([1.0, 2.0, 30.0]), np.array([0.1, 0.2, 0.3]))
-        1.0
-    """
-    return _once(_spearman, pred, target)
-
-
 def limits_of_agreement(pred: Array, target: Array, *, z: float = 1.96) -> tuple[float, float, float]:
     r"""Bias and limits of agreement, :math:`\bar d \pm z\,s_d` with :math:`d = \hat y - y`, in target units.
 
@@ -158,7 +88,9 @@ def cohort_metrics(
         seed: of the draws; the same seed gives the same intervals.
 
     Returns:
-        ``mae`` and ``rmse`` in target units, ``r2``, ``pearson`` and ``spearman`` without unit.
+        ``mae`` and ``rmse`` in target units. Without unit: ``r2``, the share of the variance between patients that is
+        predicted, below zero where the prediction is worse than the mean of these patients, nan for a constant target;
+        ``pearson`` and ``spearman``, ties sharing their average rank, nan if prediction or target is constant.
 
     Raises:
         ValueError: if lengths differ, a value is not finite, there are fewer than 2 patients, or an option is

@@ -45,7 +45,6 @@ def monai_resnet(spatial_dims: int) -> nn.Module:
 
 
 def monai_vit() -> nn.Module:
-    pytest.importorskip("einops")
     sizes = {"hidden_size": 24, "mlp_dim": 32, "num_layers": 2, "num_heads": 2}
     return TokenEncoder(ViT(in_channels=1, img_size=(32, 32), patch_size=(16, 16), spatial_dims=2, **sizes))
 

@@ -184,15 +184,12 @@ def run_tool(*arguments: str) -> None:
 
 
 def test_ruff_finds_nothing() -> None:
-    pytest.importorskip("ruff")
     run_tool("ruff", "check", "monai_mvreg", "tests")
 
 
 def test_the_format_is_that_of_ruff() -> None:
-    pytest.importorskip("ruff")
     run_tool("ruff", "format", "--check", "monai_mvreg", "tests")
 
 
 def test_mypy_finds_nothing() -> None:
-    pytest.importorskip("mypy")
     run_tool("mypy")

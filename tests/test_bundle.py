@@ -15,6 +15,7 @@ from typing import Any
 import monai.bundle
 import nibabel as nib
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 import torch
@@ -449,7 +450,6 @@ def test_the_exported_torchscript_predicts_as_the_network_with_any_number_of_sca
 
 
 def check_onnx(file: Path, net: MultiScanNet, names: Sequence[str]) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(file), options)

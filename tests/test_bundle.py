@@ -663,3 +663,32 @@ def test_an_unreadable_scan_in_the_middle_of_a_training_ends_the_program_in_one_
     assert done.returncode == 1
     assert "\nerror: garbage.nii: expected a NIfTI file, cannot read it" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr and KEY not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("batch_size", "left_out"), [(19, True), (20, False), (8, False)])
+def test_a_last_batch_of_one_patient_is_left_out_of_an_epoch(
+    batch_size: int, left_out: bool, study: Study, tmp_path: Path
+) -> None:
+    place = {"dataset_dir": str(study.data), "output_dir": str(tmp_path), "model_dir": str(tmp_path)}
+    flow = workflow(study.config("train"), "train", **place, batch_size=batch_size)
+    flow.initialize()
+    batches = [len(batch["patient"]) for batch in flow.parser.get_parsed_content("train#dataloader")]
+    assert sum(batches) == (19 if left_out else 20) and min(batches) > 1
+
+
+def test_several_targets_count_alike_whatever_their_units(study: Study, tmp_path: Path) -> None:
+    table = changed(study, tmp_path, lambda rows: [row.update(volume=f"{1000 * float(row['target'])}") for row in rows])
+    place = {"dataset_dir": str(study.data), "output_dir": str(tmp_path), "model_dir": str(tmp_path)}
+    flow = workflow(study.config("train"), "train", **place, cohort_file=table, target=["target", "volume"])
+    flow.initialize()
+    labels = torch.tensor([item["label"] for item in flow.parser.get_parsed_content("train#dataset").data])
+    flow.parser.get_parsed_content("network_def").scaling.fit(labels)
+    metric = flow.parser.get_parsed_content("validate#key_metric")["mae"]
+    spread = labels.std(0, unbiased=False)
+    label = labels[:4]
+    metric.reset()
+    metric.update(metric._output_transform({"pred": label + torch.tensor([1.0, 0.0]) * spread, "label": label}))
+    one_off = metric.compute()
+    metric.reset()
+    metric.update(metric._output_transform({"pred": label + torch.tensor([0.0, 1.0]) * spread, "label": label}))
+    assert one_off == pytest.approx(1.0, rel=1e-4) and metric.compute() == pytest.approx(1.0, rel=1e-4)

@@ -1,4 +1,4 @@
-"""The verbs of ``mvreg``: write a demo, list scans, split a cohort. Training is the bundle's own command."""
+"""The verbs of ``mvreg``: write a demo, find scans, split a cohort. Training is the bundle's own command."""
 
 from __future__ import annotations
 
@@ -53,11 +53,23 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=int, help="of each of the two trainings (default: those of demo.yaml)")
     demo.set_defaults(verb=_demo)
 
-    cohort = verbs.add_parser("cohort", help="list the scans of a folder as a table, one row per scan")
-    cohort.add_argument("layout", choices=["bids", "nifti", "dicom"], help="how the folder is laid out")
-    cohort.add_argument("folder", type=Path, metavar="FOLDER")
-    cohort.add_argument("--out", type=Path, default=Path("cohort.csv"), metavar="FILE", help="default: cohort.csv")
-    cohort.set_defaults(verb=_cohort)
+    scan = verbs.add_parser("scan", help="say what scans are in a folder, a zip or a DICOMDIR, and table them")
+    scan.add_argument("folder", type=Path, metavar="FOLDER", help="or a zip, a DICOMDIR, a file")
+    scan.add_argument("--out", type=Path, metavar="FILE", help="write the table of scans, the input of training")
+    scan.add_argument("--outcomes", type=Path, metavar="FILE", help="a table with one row per patient, to be joined")
+    scan.add_argument("--patient", default="patient", metavar="COLUMN", help="its column of patients")
+    scan.add_argument("--hash-key", type=Path, metavar="FILE", help="a secret: patients are written as keyed hashes")
+    scan.add_argument("--thumbnails", action="store_true", help="write a page with the middle slice of each scan")
+    scan.add_argument("--json", action="store_true", help="print everything as JSON, and nothing else")
+    scan.add_argument("--all", action="store_true", help="count localizers, derived images and screenshots as scans")
+    scan.add_argument("--resample", action="store_true", help="accept volumes whose slices lie at uneven distances")
+    scan.add_argument("--identify", action="store_true", help="show who the patients are")
+    scan.set_defaults(verb=_scan)
+
+    bids = verbs.add_parser("bids", help="list the scans of a BIDS data set as a table, with its participants.tsv")
+    bids.add_argument("folder", type=Path, metavar="FOLDER")
+    bids.add_argument("--out", type=Path, default=Path("cohort.csv"), metavar="FILE", help="default: cohort.csv")
+    bids.set_defaults(verb=_bids)
 
     split = verbs.add_parser("split", help="add a column `fold` that keeps each patient in one fold")
     split.add_argument("table", type=Path, metavar="TABLE", help="CSV or TSV")
@@ -84,29 +96,73 @@ def _demo(options: argparse.Namespace) -> None:
     print(f"With all scans, R2 is {result.r2.value:.2f} ({result.r2.low:.2f} to {result.r2.high:.2f}).")
     print(f"Report: {result.report}")
     print("\nNext, with your own data:")
-    print("  mvreg cohort dicom FOLDER         lists your scans in cohort.csv (also: nifti, bids)")
+    print("  mvreg scan FOLDER --out cohort.csv    finds your scans (for a BIDS data set: mvreg bids)")
     print(f"  {_ADD_TARGET}")
     print("  mvreg split cohort.csv --target COLUMN")
     print(f"  {_train_command('FOLDER', 'cohort.csv')}")
 
 
-def _cohort(options: argparse.Namespace) -> None:
-    from monai_mvreg.cohort.sources import rows_from_bids, rows_from_dicom, rows_from_nifti
+def _scan(options: argparse.Namespace) -> None:
+    import json
+
+    from monai_mvreg.cohort.inventory import as_json, contact_sheet, take_inventory, visits
+    from monai_mvreg.cohort.sources import join_outcomes, pseudonym
+
+    page = (options.out or Path("scans.csv")).with_suffix(".html") if options.thumbnails else None
+    for path in (options.out, page):
+        if path is not None and path.exists():
+            raise FileExistsError(f"expected a new file, {path} exists: name another with --out")
+    if options.outcomes and not options.out:
+        raise ValueError("expected --out with --outcomes: the joined table is what they are for")
+    secret = options.hash_key.read_bytes().strip() if options.hash_key else b""
+    if options.hash_key and len(secret) < 16:
+        raise ValueError(f"expected a secret of at least 16 characters in {options.hash_key}, got {len(secret)}")
+    found = take_inventory(options.folder, everything=options.all, resample=options.resample)
+    rows, unmatched = found.rows, list[str]()
+    if options.outcomes:
+        rows, unmatched = join_outcomes(rows, options.outcomes, patient=options.patient)
+    if secret:
+        rows = rows.assign(patient=[pseudonym(key, secret) for key in rows["patient"]])
+    if options.out:
+        rows.to_csv(options.out, index=False)
+    if page is not None:
+        contact_sheet(page, found, identify=options.identify)
+    if options.json:
+        print(json.dumps(as_json(found, identify=options.identify) | {"unmatched": unmatched}, indent=1))
+        return
+    print(visits(found, identify=options.identify))
+    print(f"\n{found.rows['patient'].nunique()} patients, {len(found.rows)} scans")
+    # A whole data set may be left out for one reason: one line per reason, with the first place.
+    left_out = as_json(found)["left_out"]
+    first = {item["reason"]: item["path"] for item in reversed(left_out)}
+    for reason, count in Counter(item["reason"] for item in left_out).most_common():
+        print(f"left out: {first[reason]}{f' and {count - 1} more' if count > 1 else ''}: {reason}")
+    for sentence in unmatched:
+        print(sentence)
+    if undated := int(rows["day"].isna().sum()):
+        print(f"{undated} scans have no date: fill in the column day, or train with --columns#day '$None'")
+    if several := int((rows["frames"] > 1).sum()):
+        print(f"{several} scans have several time points: train with --reader#frame mean, or the number of one")
+    if page is not None:
+        print(f"Pictures: {page}")
+    if not options.out:
+        print(f"\nNext: mvreg scan {shlex.quote(str(options.folder))} --out cohort.csv")
+        return
+    print(f"\n{options.out} is the table of scans. Next: {_ADD_TARGET if not options.outcomes else 'split it'}, then")
+    print(f"  mvreg split {options.out} --target COLUMN")
+    print(f"  {_train_command(str(found.home), str(options.out))}")
+
+
+def _bids(options: argparse.Namespace) -> None:
+    from monai_mvreg.cohort.sources import rows_from_bids
 
     if options.out.exists():
         raise FileExistsError(f"expected a new file, {options.out} exists: name another with --out")
     if not options.folder.is_dir():
         raise NotADirectoryError(f"expected a folder with scans, got {options.folder}")
-    if options.layout == "dicom":
-        rows, left_out = rows_from_dicom(options.folder)
-    else:
-        rows, left_out = (rows_from_bids if options.layout == "bids" else rows_from_nifti)(options.folder), []
+    rows = rows_from_bids(options.folder)
     rows.to_csv(options.out, index=False)
     print(f"{options.out}: {rows['patient'].nunique()} patients, {len(rows)} scans")
-    # A whole data set may be left out for one reason: one line per reason, with the first place.
-    first = {item.reason: item.path for item in reversed(left_out)}
-    for reason, count in Counter(item.reason for item in left_out).most_common():
-        print(f"left out: {count} x {reason} (first: {first[reason]})")
     if undated := int(rows["day"].isna().sum()):
         print(f"{undated} scans have no date: fill in the column day, or train with --columns#day '$None'")
     print(f"\nNext: {_ADD_TARGET}, then")

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pandas as pd
 import pydicom
 import torch
-from monai.transforms import Compose, NormalizeIntensityd, Orientationd
+from monai.transforms import Compose, LoadImaged, NormalizeIntensityd, Orientationd
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -35,7 +35,7 @@ from monai_mvreg.cohort.split import balanced_seed, leave_out, split_cohort
 from monai_mvreg.cohort.table import Cohort, Columns, Patient, read_cohort, write_cohort
 from monai_mvreg.metrics import Estimate, cohort_metrics
 from monai_mvreg.report import Section, evaluation_sections, figure_scans, write_report
-from monai_mvreg.transforms import LoadScand
+from monai_mvreg.scans.read import ScanReader
 
 logger = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
@@ -303,7 +303,8 @@ def _one_patient(cohort: Cohort, predictions: pd.DataFrame) -> Section:
     row = predictions.iloc[int(predictions["scans"].to_numpy().argmax())]
     patient = next(patient for patient in cohort.patients if patient.key == row["patient"])
     # Spacing and size are those of demo.yaml already.
-    load = Compose([LoadScand("image"), Orientationd("image", "RAS", labels=None), NormalizeIntensityd("image")])
+    read = LoadImaged("image", reader=ScanReader(), ensure_channel_first=True)
+    load = Compose([read, Orientationd("image", "RAS", labels=None), NormalizeIntensityd("image")])
     volumes = [np.asarray(load({"image": scan})["image"][0]) for scan in patient.scans]
     bright = np.stack(volumes) > np.percentile(volumes, 97)
     plane = int(bright.sum((0, 1, 2)).argmax())

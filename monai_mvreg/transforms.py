@@ -7,12 +7,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import EnsureChannelFirst, MapTransform, MultiSampleTrait, ReduceTrait
+from monai.transforms import MapTransform, MultiSampleTrait, ReduceTrait
 from monai.utils import convert_to_tensor
-
-from monai_mvreg.scans import ScanReader
 
 
 class UnpackScansd(MapTransform, MultiSampleTrait):
@@ -26,29 +22,6 @@ class UnpackScansd(MapTransform, MultiSampleTrait):
         """Unpack a patient; everything else is handed to every scan."""
         key = self.first_key(data)
         return [{**data, key: scan} for scan in data[key]]
-
-
-class LoadScand(MapTransform):
-    """Load a scan, channel first, with :class:`~monai_mvreg.scans.ScanReader` and no other reader behind it.
-
-    ``monai.transforms.LoadImaged`` tries its other readers when one refuses a file, and these read what was refused.
-
-    Args:
-        keys: the key that holds the address of a scan.
-    """
-
-    def __init__(self, keys: KeysCollection) -> None:
-        super().__init__(keys)
-        self.reader = ScanReader()
-        self.channel_first = EnsureChannelFirst()
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Replace the address by a tensor ``(C, *spatial)`` with its affine."""
-        scan = dict(data)
-        for key in self.key_iterator(scan):
-            array, meta = self.reader.get_data(self.reader.read(scan[key]))
-            scan[key] = self.channel_first(MetaTensor.ensure_torch_and_prune_meta(array, meta))
-        return scan
 
 
 class PackScansd(MapTransform, ReduceTrait):

@@ -85,7 +85,7 @@ def _calling_config() -> dict[str, Any]:
 def _model_settings() -> dict[str, Any]:
     """Pick from the running config what a trained model depends on."""
     config = _calling_config()
-    settings = {name: config[name] for name in ("target", "channels", "spatial_size", "grid", "intensity")}
+    settings = {name: config[name] for name in ("target", "channels", "reader", "spatial_size", "grid", "intensity")}
     settings |= {name: config[name] for name in ("encoder", "pool")}
     columns = config["columns"]
     settings |= {f"columns#{name}": columns.get(name) or None for name in ("views", "covariates")}

@@ -651,7 +651,7 @@ def with_garbage(study: Study, folder: Path) -> str:
 
 def test_an_unreadable_scan_is_named(study: Study, explain: Callable[..., str], tmp_path: Path) -> None:
     line = explain(cohort_file=with_garbage(study, tmp_path))
-    assert line.startswith("garbage.nii: expected a NIfTI file, cannot read it")
+    assert line.startswith("garbage.nii: expected a NIfTI file, got another format")
 
 
 def test_an_unreadable_scan_in_the_middle_of_a_training_ends_the_program_in_one_line(
@@ -661,7 +661,7 @@ def test_an_unreadable_scan_in_the_middle_of_a_training_ends_the_program_in_one_
     table = with_garbage(study, tmp_path)
     done = run(["-m"], study.config("train"), *place, "--cohort_file", table, "--cache_rate", "0", where=tmp_path)
     assert done.returncode == 1
-    assert "\nerror: garbage.nii: expected a NIfTI file, cannot read it" in done.stderr
+    assert "\nerror: garbage.nii: expected a NIfTI file, got another format" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr and KEY not in done.stdout + done.stderr
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import subprocess
 import sys
 import time
@@ -11,7 +13,9 @@ import pandas as pd
 import pytest
 
 from monai_mvreg.cli import main
+from monai_mvreg.cohort.sources import pseudonym
 from monai_mvreg.cohort.split import fold_of
+from monai_mvreg.cohort.table import Columns, read_cohort
 from monai_mvreg.demo import draw_patient, write_dicom, write_nifti
 
 
@@ -33,7 +37,7 @@ def test_help_needs_no_torch_and_no_second() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert time.perf_counter() - started < 2
     assert done.stdout.splitlines()[-1] == "[]"
-    assert all(verb in done.stdout for verb in ("demo", "cohort", "split"))
+    assert all(verb in done.stdout for verb in ("demo", "scan", "bids", "split"))
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,36 +120,103 @@ def test_split_refuses_what_is_no_table_in_one_line(tmp_path: Path, capsys: pyte
     assert "expected a table in UTF-8" in mistake(capsys, "split", tmp_path / "binary.csv")
 
 
-def test_cohort_lists_dicom_series_and_says_what_was_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two patients in DICOM files, one series of them broken, and one in NIfTI files without a date."""
+    for number, key in enumerate(("ZZPHI-a", "ZZPHI-b")):
+        patient = draw_patient(number)
+        for visit, volume in enumerate(patient.volumes[:2]):
+            date = patient.start + datetime.timedelta(patient.days[visit])
+            write_dicom(tmp_path / f"in/{number}/{visit}", volume, date=date, patient=key)
+    (tmp_path / "in/1/0/08.dcm").unlink()
+    write_nifti(tmp_path / "in/c/scan.nii.gz", draw_patient(2).volumes[0])
+    (tmp_path / "in/notes.txt").write_text("x")
+    return tmp_path / "in"
+
+
+def test_scan_shows_what_is_there_and_names_no_patient(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scan", str(folder)]) == 0
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert " ".join(lines[0].split()) == "patient day modality body part size spacing (mm) frames scan"
+    assert lines[1].split() == ["1", "0", "MR", "-", "24x24x16", "4x4x4", "1", "0/0"]
+    assert "3 patients, 4 scans" in shown.out and "1 scans have no date" in shown.out
+    assert "left out: 1/0: series" in shown.out and "1 missing" in shown.out
+    assert "left out: notes.txt: no scan: another format" in shown.out
+    assert f"Next: mvreg scan {folder} --out cohort.csv" in shown.out
+    assert "ZZPHI" not in shown.out + shown.err and "Traceback" not in shown.err
+    assert main(["scan", str(folder), "--identify"]) == 0
+    assert "ZZPHI-a" in capsys.readouterr().out
+
+
+def test_scan_writes_the_table_that_training_reads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder.parent / "cohort.csv"
+    assert main(["scan", str(folder), "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "mvreg split" in said.out and "monai.bundle run" in said.out and "ZZPHI" not in said.out + said.err
+    rows = pd.read_csv(out)
+    assert list(rows["patient"]) == ["ZZPHI-a", "ZZPHI-a", "ZZPHI-b", "c"]
+    columns = Columns(day=None, fold=None)
+    cohort = read_cohort(str(out), columns, images=str(folder))
+    assert [len(patient.scans) for patient in cohort.patients] == [2, 1, 1]
+
+
+def test_scan_joins_outcomes_hashes_keys_and_lists_what_has_no_match(
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    patient = draw_patient(0)
-    for key in ("a", "b"):
-        write_dicom(tmp_path / "dicom" / key / "1", patient.volumes[0], date=patient.start, patient=key)
-    (tmp_path / "dicom/a/1/16.dcm").unlink()
-    (tmp_path / "dicom/b/1/08.dcm").unlink()
-    out = tmp_path / "cohort.csv"
-    assert main(["cohort", "dicom", str(tmp_path / "dicom"), "--out", str(out)]) == 0
+    place = folder.parent
+    (place / "outcomes.csv").write_text("id,volume\nZZPHI-b,2.5\nZZPHI-a,1.5\nZZPHI-z,9\n")
+    (place / "secret").write_text("0123456789abcdef\n")
+    arguments = ["--outcomes", place / "outcomes.csv", "--patient", "id", "--hash-key", place / "secret"]
+    assert main(["scan", str(folder), "--out", str(place / "c.csv"), *map(str, arguments)]) == 0
+    shown = capsys.readouterr()
+    assert "outcomes.csv: no scan of the patients in rows 4" in shown.out
+    assert "no outcome in outcomes.csv for the scans in rows 5" in shown.out
+    rows = pd.read_csv(place / "c.csv")
+    assert list(rows["volume"].fillna(0)) == [1.5, 1.5, 2.5, 0]
+    assert rows["patient"][0] == pseudonym("ZZPHI-a", b"0123456789abcdef") and rows["patient"].nunique() == 3
+    assert "ZZPHI" not in (place / "c.csv").read_text() + shown.out + shown.err
+
+
+def test_scan_prints_json_and_nothing_else(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scan", str(folder), "--json"]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads(shown)
+    assert [scan["patient"] for scan in found["scans"]] == ["1", "1", "2", "3"] and "ZZPHI" not in shown
+    assert found["scans"][0]["shape"] == [24, 24, 16] and found["scans"][3]["day"] is None
+    assert {item["path"] for item in found["left_out"]} == {"1/0", "notes.txt"}
+
+
+def test_scan_writes_one_page_of_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder.parent / "cohort.csv"
+    assert main(["scan", str(folder), "--out", str(out), "--thumbnails"]) == 0
+    assert f"Pictures: {out.with_suffix('.html')}" in capsys.readouterr().out
+    assert out.with_suffix(".html").read_text().count("<img") == 4
+
+
+def test_scan_refuses_in_one_line(folder: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "expected a new file" in mistake(capsys, "scan", folder, "--out", table)
+    assert "there is none at" in mistake(capsys, "scan", folder / "none")
+    assert "--out with --outcomes" in mistake(capsys, "scan", folder, "--outcomes", table)
+    (folder / "short").write_text("x")
+    assert "at least 16 characters" in mistake(capsys, "scan", folder, "--hash-key", folder / "short")
+    empty = folder.parent / "empty"
+    empty.mkdir()
+    assert "found none in 0 files" in mistake(capsys, "scan", empty)
+    (empty / "a").write_text("x")
+    assert "found none in 1 files and series: no scan: another format" in mistake(capsys, "scan", empty)
+
+
+def test_bids_lists_a_data_set_and_refuses_what_is_none(
+    tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_nifti(tmp_path / "study/sub-1/anat/sub-1_T1w.nii.gz", draw_patient(0).volumes[0])
+    (tmp_path / "study/participants.tsv").write_text("participant_id\tage\nsub-1\t61\n")
+    out = tmp_path / "out.csv"
+    assert main(["bids", str(tmp_path / "study"), "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "1 patients, 1 scans" in said
-    assert "left out: 1 x" in said and "1 missing" in said
-    assert "mvreg split" in said and "monai.bundle run" in said
-    assert pd.read_csv(out).loc[0, ["patient", "path", "day"]].tolist() == ["a", "a/1", 0]
-
-
-def test_cohort_says_when_scans_have_no_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_nifti(tmp_path / "nifti/p1/scan.nii.gz", draw_patient(0).volumes[0])
-    assert main(["cohort", "nifti", str(tmp_path / "nifti"), "--out", str(tmp_path / "cohort.csv")]) == 0
-    assert "1 scans have no date" in capsys.readouterr().out
-
-
-def test_cohort_never_writes_over_a_table(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "expected a new file" in mistake(capsys, "cohort", "nifti", table.parent, "--out", table)
-
-
-def test_cohort_refuses_an_empty_folder_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "cohort.csv"
-    for layout in ("bids", "nifti", "dicom"):
-        assert "expected" in mistake(capsys, "cohort", layout, tmp_path, "--out", out)
-        assert "expected a folder" in mistake(capsys, "cohort", layout, tmp_path / "none", "--out", out)
-    assert not out.exists()
+    assert "1 patients, 1 scans" in said and "1 scans have no date" in said and "mvreg split" in said
+    assert pd.read_csv(out).loc[0, ["patient", "age"]].tolist() == ["sub-1", 61]
+    assert "expected a new file" in mistake(capsys, "bids", tmp_path / "study", "--out", table)
+    assert "participants.tsv" in mistake(capsys, "bids", tmp_path, "--out", tmp_path / "new.csv")
+    assert "expected a folder" in mistake(capsys, "bids", tmp_path / "none", "--out", tmp_path / "new.csv")

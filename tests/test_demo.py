@@ -9,16 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.transforms import Compose, Orientationd
+from monai.transforms import Compose, LoadImaged, Orientationd
 
 import monai_mvreg
 from monai_mvreg.cli import main
-from monai_mvreg.cohort.sources import rows_from_dicom, rows_from_nifti
+from monai_mvreg.cohort.sources import rows_from_scans
 from monai_mvreg.cohort.table import Columns, read_cohort
 from monai_mvreg.demo import SHAPE, VOXEL, draw_patient, find_bundle, write_demo_cohort, write_dicom, write_nifti
-from monai_mvreg.transforms import LoadScand
+from monai_mvreg.scans.find import find_scans
+from monai_mvreg.scans.read import ScanReader
 
-READ = Compose([LoadScand("image"), Orientationd("image", "RAS", labels=None)])
+LOAD = LoadImaged("image", reader=ScanReader(), ensure_channel_first=True)
+READ = Compose([LOAD, Orientationd("image", "RAS", labels=None)])
 COLUMNS = Columns(day="day", target=("growth",), unit="unit", fold="fold")
 
 
@@ -101,10 +103,10 @@ def test_newest_table_holds_the_last_scan_of_each_patient(folder: Path) -> None:
 
 def test_the_written_folders_are_found_as_any_other(folder: Path) -> None:
     table = pd.read_csv(folder / "cohort.csv")
-    dicom, left_out = rows_from_dicom(folder / "dicom")
-    nifti = rows_from_nifti(folder / "nifti")
-    assert not left_out
-    for rows, kind in ((dicom, "dicom"), (nifti, "nifti")):
+    for kind in ("dicom", "nifti"):
+        scans, left_out = find_scans(folder / kind)
+        rows, nobodys = rows_from_scans(folder / kind, scans)
+        assert not left_out and not nobodys
         own = table[table["path"].str.startswith(kind)]
         assert rows["path"].tolist() == own["path"].str.removeprefix(f"{kind}/").tolist()
         assert rows["day"].tolist() == own["day"].tolist()
@@ -117,7 +119,7 @@ def test_demo_ends_with_a_report_and_says_what_was_reached(tmp_path: Path, capfd
     for words in ("All scans with their dates", "Newest scan alone", "Mean of the training patients", "mm/year ("):
         assert words in shown.out
     assert f"Report: {out / 'report.html'}" in shown.out
-    assert "mvreg cohort dicom" in shown.out and "monai.bundle run" in shown.out
+    assert "mvreg scan FOLDER" in shown.out and "monai.bundle run" in shown.out
     assert "train" in shown.err  # the progress bar
     page = (out / "report.html").read_text(encoding="utf-8")
     for title in ("A synthetic cohort", "Comparison", "The scans of one patient", "Training", "Limits"):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from monai_mvreg.cohort.sources import rows_from_bids, rows_from_dicom, rows_from_nifti
+from monai_mvreg.cohort.sources import join_outcomes, pseudonym, rows_from_bids, rows_from_scans
+from monai_mvreg.scans.find import LeftOut, find_scans
+from monai_mvreg.scans.read import read_scan
 
 
 def write_nifti(path: Path) -> None:
@@ -18,13 +22,14 @@ def write_nifti(path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.eye(4)), path)
 
 
-def write_dicom(path: Path, patient: str, date: str) -> None:
+def write_dicom(path: Path, patient: str, date: str, time: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = pydicom.dcmread(get_testdata_file("MR_small.dcm"))
     for tag in ("AcquisitionDate", "SeriesDate", "ContentDate"):
         if tag in image:
             del image[tag]
-    image.PatientID, image.StudyDate = patient, date
+    image.PatientID, image.StudyDate, image.StudyTime = patient, date, time
+    image.SOPInstanceUID = pydicom.uid.generate_uid()
     image.SeriesInstanceUID = pydicom.uid.generate_uid()
     image.save_as(path)
 
@@ -93,57 +98,90 @@ def test_bids_without_an_image_says_what_was_looked_for(tmp_path: Path) -> None:
         rows_from_bids(tmp_path)
 
 
-def test_nifti_dates_in_file_or_folder_names_give_days(tmp_path: Path) -> None:
+def rows_of(folder: Path) -> tuple[pd.DataFrame, list[LeftOut]]:
+    return rows_from_scans(folder, find_scans(folder)[0])
+
+
+def test_dates_in_file_or_folder_names_give_days_where_files_have_none(tmp_path: Path) -> None:
     write_nifti(tmp_path / "p1/2020-03-01/t1.nii.gz")
     write_nifti(tmp_path / "p1/scan_20200131.nii")
-    rows = rows_from_nifti(tmp_path)
-    assert rows.to_dict("list") == {
+    rows, left_out = rows_of(tmp_path)
+    assert not left_out and rows.to_dict("list") == {
         "patient": ["p1", "p1"],
         "path": ["p1/scan_20200131.nii", "p1/2020-03-01/t1.nii.gz"],
         "day": [0.0, 30.0],
         "modality": ["", ""],
+        "body_part": ["", ""],
+        "size": ["2x2x2", "2x2x2"],
+        "spacing": ["1x1x1", "1x1x1"],
+        "frames": [1, 1],
     }
 
 
-def test_one_undated_nifti_leaves_all_days_of_its_patient_empty(tmp_path: Path) -> None:
+def test_one_undated_file_leaves_all_days_of_its_patient_empty(tmp_path: Path) -> None:
     for name in ("p1/20200101_a.nii", "p1/b.nii", "p1/20209999.nii", "p2/20200101.nii", "p2/20200105.nii"):
         write_nifti(tmp_path / name)
-    rows = rows_from_nifti(tmp_path).set_index("patient")["day"]
+    rows = rows_of(tmp_path)[0].set_index("patient")["day"]
     assert rows["p1"].isna().all() and list(rows["p2"]) == [0, 4]
 
 
-def test_nifti_outside_the_patient_folders_is_refused(tmp_path: Path) -> None:
+def test_files_outside_the_patient_folders_belong_to_nobody(tmp_path: Path) -> None:
     write_nifti(tmp_path / "p1/a.nii")
     write_nifti(tmp_path / "loose.nii")
-    with pytest.raises(ValueError, match="got 1 NIfTI files beside"):
-        rows_from_nifti(tmp_path)
+    rows, left_out = rows_of(tmp_path)
+    assert list(rows["patient"]) == ["p1"]
+    assert [(item.path.name, "no patient" in item.reason) for item in left_out] == [("loose.nii", True)]
 
 
-@pytest.mark.parametrize("read", [rows_from_nifti, rows_from_dicom])
-def test_an_empty_folder_is_refused_with_what_was_looked_for(read: object, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected (NIfTI|DICOM)"):
-        read(tmp_path)  # type: ignore[operator]
-
-
-def test_dicom_rows_count_days_from_each_patients_first_scan_and_list_the_rest(tmp_path: Path) -> None:
+def test_dicom_rows_count_days_from_each_patients_first_scan_in_the_order_of_the_clock(tmp_path: Path) -> None:
     write_dicom(tmp_path / "x/1", "ZZPHI2", "20200301")
-    write_dicom(tmp_path / "y/2", "ZZPHI1", "20200110")
+    write_dicom(tmp_path / "a/2", "ZZPHI1", "20200110", "1500")
+    write_dicom(tmp_path / "y/2", "ZZPHI1", "20200110", "0930")
     write_dicom(tmp_path / "x/3", "ZZPHI1", "20200120")
     write_dicom(tmp_path / "x/4", "ZZPHI1", "")
     write_dicom(tmp_path / "x/5", "", "20200120")
-    write_nifti(tmp_path / "x/6.nii")
-    rows, left_out = rows_from_dicom(tmp_path)
-    assert list(rows["patient"]) == ["ZZPHI1"] * 3 + ["ZZPHI2"]
-    assert list(rows["path"]) == ["y/2", "x/3", "x/4", "x/1"]
-    assert list(rows["day"].fillna(-1)) == [0, 10, -1, 0]
-    assert set(rows["modality"]) == {"MR"}
-    assert sorted(item.path.name for item in left_out) == ["5", "6.nii"]
-    assert "ZZPHI" not in repr(left_out)
+    rows, left_out = rows_of(tmp_path)
+    assert list(rows["patient"]) == ["ZZPHI1"] * 4 + ["ZZPHI2"]
+    assert list(rows["path"]) == ["y/2", "a/2", "x/3", "x/4", "x/1"]
+    assert list(rows["day"].fillna(-1)) == [0, 0, 10, -1, 0]
+    assert set(rows["modality"]) == {"MR"} and set(rows["size"]) == {"64x64"}
+    assert [item.path.name for item in left_out] == ["5"] and "ZZPHI" not in repr(left_out)
 
 
-def test_each_path_of_dicom_rows_opens_with_the_reader(tmp_path: Path) -> None:
-    from monai_mvreg.scans import ScanReader
-
+def test_each_path_opens_with_the_reader(tmp_path: Path) -> None:
     write_dicom(tmp_path / "x/1", "a", "20200301")
-    rows, _ = rows_from_dicom(tmp_path)
-    assert ScanReader().read(tmp_path / rows["path"][0])[0].shape == (64, 64)
+    rows, _ = rows_of(tmp_path)
+    assert read_scan(tmp_path / rows["path"][0]).array.shape == (64, 64)
+
+
+def test_outcomes_are_joined_by_patient_and_every_row_without_a_match_is_listed(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"patient": ["a", "a", "b", "c"], "path": list("wxyz")})
+    (tmp_path / "o.csv").write_text("id,volume,unit\nc,3,mL\na,1.50,mL\nnobody,9,mL\nno one,8,mL\n")
+    joined, sentences = join_outcomes(rows, tmp_path / "o.csv", patient="id")
+    assert list(joined["volume"].fillna("")) == ["1.50", "1.50", "", "3"] and list(joined["path"]) == list("wxyz")
+    assert sentences == [
+        "o.csv: no scan of the patients in rows 4, 5",
+        "no outcome in o.csv for the scans in rows 4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("id,v\na,1\na,2\n", "row 3, column 'id': expected each patient once, row 2 has the same"),
+        ("id,path\na,1\n", "expected no column of the cohort's own names, got ['path']"),
+        ("patient,v\na,1\n", "expected a column 'id'"),
+        ("id,v\n,1\n", "row 2, column 'id': expected a value"),
+    ],
+)
+def test_outcomes_that_cannot_be_joined_are_refused(text: str, words: str, tmp_path: Path) -> None:
+    rows = pd.DataFrame({"patient": ["a"], "path": ["x"]})
+    (tmp_path / "o.csv").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        join_outcomes(rows, tmp_path / "o.csv", patient="id")
+
+
+def test_a_pseudonym_is_the_same_with_the_same_secret_alone() -> None:
+    # RFC 4231, test case 2, with the digest cut to 16 digits.
+    assert pseudonym("what do ya want for nothing?", b"Jefe") == "5bdcc146bf60754e"
+    assert len({pseudonym("a", b"1"), pseudonym("a", b"2"), pseudonym("b", b"1")}) == 3

@@ -8,11 +8,20 @@ import numpy as np
 import pytest
 import torch
 from monai.data import CacheDataset, MetaTensor
-from monai.transforms import Compose, Orientationd, RandGaussianNoised, ResizeWithPadOrCropd, ScaleIntensityd
+from monai.transforms import (
+    Compose,
+    LoadImaged,
+    Orientationd,
+    RandGaussianNoised,
+    ResizeWithPadOrCropd,
+    ScaleIntensityd,
+)
 from torch.testing import assert_close
 
-from monai_mvreg.transforms import LoadScand, PackScansd, UnpackScansd
+from monai_mvreg.scans.read import ScanReader
+from monai_mvreg.transforms import PackScansd, UnpackScansd
 
+LOAD = LoadImaged(keys="image", reader=ScanReader(), ensure_channel_first=True)
 SHAPES = [(4, 5, 6), (5, 5, 5), (3, 7, 6)]
 AFFINE = np.array([[0.0, -2.0, 0.0, 9.0], [1.5, 0.0, 0.0, -3.0], [0.0, 0.0, 3.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
 
@@ -31,9 +40,7 @@ def patient(tmp_path: Path) -> dict[str, Any]:
 def prepared(*random: Any) -> Compose:
     keys = {"keys": "image"}
     grid = [Orientationd(**keys, axcodes="RAS", labels=None), ResizeWithPadOrCropd(**keys, spatial_size=(5, 5, 5))]
-    return Compose(
-        [UnpackScansd(**keys), LoadScand(**keys), *grid, ScaleIntensityd(**keys), *random, PackScansd(**keys)]
-    )
+    return Compose([UnpackScansd(**keys), LOAD, *grid, ScaleIntensityd(**keys), *random, PackScansd(**keys)])
 
 
 def test_a_patient_becomes_one_tensor_and_keeps_the_rest(patient: dict[str, Any]) -> None:
@@ -93,7 +100,7 @@ def test_unpacking_leaves_the_patient_as_it_was(patient: dict[str, Any]) -> None
 
 
 def test_a_nifti_file_gives_the_voxels_and_affine_of_nibabel(patient: dict[str, Any]) -> None:
-    scan = LoadScand(keys="image")({"image": patient["image"][0]})["image"]
+    scan = LOAD({"image": patient["image"][0]})["image"]
     reference = nib.load(patient["image"][0])
     assert isinstance(scan, MetaTensor)
     np.testing.assert_array_equal(scan[0], reference.get_fdata(dtype=np.float32))
@@ -102,5 +109,5 @@ def test_a_nifti_file_gives_the_voxels_and_affine_of_nibabel(patient: dict[str, 
 
 def test_a_refused_file_is_not_read_by_another_reader(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((3, 3, 3, 2), np.float32), np.eye(4)), tmp_path / "moving.nii.gz")
-    with pytest.raises(ValueError, match="several time points"):
-        LoadScand(keys="image")({"image": str(tmp_path / "moving.nii.gz")})
+    with pytest.raises(ValueError, match="got 2 time points"):
+        LOAD({"image": str(tmp_path / "moving.nii.gz")})

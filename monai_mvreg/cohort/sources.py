@@ -1,4 +1,4 @@
-"""Folders to rows: one row per scan of a BIDS data set, of NIfTI files by patient, or of DICOM files.
+"""Folders to rows: one row per scan of a BIDS data set, or of whatever scans a folder holds.
 
 Every table has at least ``patient, path, day, modality``: ``path`` is the address of the scan relative to the folder,
 ``day`` counts from the patient's first dated scan (NaN if unknown). Rows are sorted by patient, day and path.
@@ -7,6 +7,7 @@ Every table has at least ``patient, path, day, modality``: ``path`` is the addre
 from __future__ import annotations
 
 import datetime
+import hmac
 import logging
 import re
 from collections.abc import Sequence
@@ -15,7 +16,10 @@ from typing import Any
 
 import pandas as pd
 
-from monai_mvreg.scans import LeftOut, find_scans
+from monai_mvreg.cohort.table import TableRows
+from monai_mvreg.scans.dates import Moment, in_order
+from monai_mvreg.scans.find import LeftOut, Scan
+from monai_mvreg.scans.stacks import Stack
 
 logger = logging.getLogger(__name__)
 
@@ -61,66 +65,122 @@ def rows_from_bids(folder: Path) -> pd.DataFrame:
     return rows.merge(people.rename(columns={"participant_id": "patient"}), on="patient", how="left", validate="m:1")
 
 
-def rows_from_nifti(folder: Path) -> pd.DataFrame:
-    """List NIfTI files that lie in one sub-folder per patient.
+def rows_from_scans(source: Path, scans: Sequence[Scan]) -> tuple[pd.DataFrame, list[LeftOut]]:
+    """List scans that :func:`~monai_mvreg.scans.find.find_scans` found.
 
-    A date (YYYY-MM-DD or YYYYMMDD) in the name of a file, or else of the nearest folder below the patient's, gives the
-    day if every scan of the patient has one.
-
-    Args:
-        folder: holds ``<patient>/.../*.nii[.gz]``.
-
-    Raises:
-        ValueError: if there is no such file, or if NIfTI files lie outside the patients' folders.
-    """
-    folder = Path(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and _is_nifti(path))
-    if not files:
-        raise ValueError("expected NIfTI files <patient>/.../*.nii[.gz] in one folder per patient, found none")
-    if loose := sum(path.parent == folder for path in files):
-        raise ValueError(f"expected one folder per patient, got {loose} NIfTI files beside the patients' folders")
-    found = []
-    for path in files:
-        parts = path.relative_to(folder).parts
-        dates = [date for part in reversed(parts[1:]) if (date := _date_in(part))]
-        found.append((parts[0], path, dates[0] if dates else None, ""))
-    undated = {patient for patient, _, date, _ in found if date is None}
-    return _table(folder, [(p, path, None if p in undated else date, m) for p, path, date, m in found])
-
-
-def rows_from_dicom(folder: Path) -> tuple[pd.DataFrame, list[LeftOut]]:
-    """List the DICOM scans below a folder; the patient is the PatientID.
+    The patient of a DICOM scan is its PatientID, and that of any other file the folder it lies in directly below
+    ``source``. DICOM scans have their date; for other files a date (YYYY-MM-DD or YYYYMMDD) in the name of the file, or
+    else of the nearest folder below the patient's, counts if every such file of the patient has one.
 
     Args:
-        folder: searched to any depth, headers only.
+        source: what was searched; addresses in the table are relative to it, or to its folder if it is a file.
+        scans: the scans.
 
     Returns:
-        The rows, and what gave no row with the reason.
+        The rows, with ``body_part``, ``size`` (voxels), ``spacing`` (mm) and ``frames`` behind the usual columns, and
+        the scans that belong to no patient with the reason.
+    """
+    home = Path(source) if Path(source).is_dir() else Path(source).parent
+    found: list[tuple[str, Path, Moment | None, str, Scan]] = []
+    left_out = []
+    undated = set()
+    for scan in scans:
+        inside = Path(scan.address).relative_to(home).parts
+        patient, date = scan.patient, scan.date
+        if not isinstance(scan.content, Stack):
+            patient = inside[0] if len(inside) > 1 else ""
+            date = next((day for part in reversed(inside[1:]) if (day := _date_in(part))), None)
+            if date is None:
+                undated.add(patient)
+        if patient:
+            found.append((patient, Path(scan.address), date, scan.modality, scan))
+        else:
+            reason = "no patient: a DICOM scan without PatientID, or another file beside the patients' folders"
+            left_out.append(LeftOut(scan.files[0], reason, scan))
+    dates = [None if not isinstance(s.content, Stack) and p in undated else date for p, _, date, _, s in found]
+    rows = _table(home, [(p, path, date, m) for (p, path, _, m, _), date in zip(found, dates, strict=True)])
+    facts = pd.DataFrame(
+        [
+            (
+                Path(scan.address).relative_to(home).as_posix(),
+                scan.body_part,
+                "x".join(map(str, scan.shape)),
+                "x".join(f"{distance:.4g}" for distance in scan.spacing),
+                scan.frames,
+            )
+            for *_, scan in found
+        ],
+        columns=["path", "body_part", "size", "spacing", "frames"],
+    )
+    return rows.merge(facts, on="path", how="left", validate="1:1"), left_out
+
+
+def pseudonym(patient: str, secret: bytes) -> str:
+    """Stand-in for a patient's key that nobody can turn back, or make anew, without the secret (HMAC-SHA256).
+
+    Example:
+        >>> pseudonym("a", b"0123456789abcdef")
+        '0c806ca38a87cad9'
+    """
+    return hmac.new(secret, patient.encode(), "sha256").hexdigest()[:16]
+
+
+def join_outcomes(rows: pd.DataFrame, outcomes: Path, *, patient: str = "patient") -> tuple[pd.DataFrame, list[str]]:
+    """Add the columns of a table with one row per patient.
+
+    Args:
+        rows: one row per scan, with the column ``patient``.
+        outcomes: CSV or TSV.
+        patient: the column of ``outcomes`` with the patient's key.
+
+    Returns:
+        The rows with the outcomes, empty where there is none, and one sentence for each kind of row that has no match.
 
     Raises:
-        ValueError: if there is no readable DICOM scan.
+        FileNotFoundError: if there is no such table.
+        ValueError: if it has no such column, a patient twice, or a column of the cohort's own names.
     """
-    folder = Path(folder)
-    scans, left_out = find_scans(folder)
-    left_out += [LeftOut(s.files[0], "no DICOM image with a PatientID") for s in scans if not s.patient]
-    found = [(s.patient, Path(s.address), s.date, s.modality) for s in scans if s.patient]
-    if not found:
-        raise ValueError(f"expected DICOM images with a PatientID, found none in {len(left_out)} files and series")
-    return _table(folder, found), left_out
+    table = TableRows(outcomes)
+    table.need(patient)
+    if clash := sorted((set(table.frame.columns) - {patient}) & set(rows.columns)):
+        raise ValueError(f"{outcomes.name}: expected no column of the cohort's own names, got {clash}")
+    keys = [table.text(row, patient) for row in range(len(table.frame))]
+    first: dict[str, int] = {}
+    for row, key in enumerate(keys):
+        if first.setdefault(key, row) != row:
+            raise table.error(row, patient, f"expected each patient once, row {first[key] + 2} has the same")
+    known = set(rows["patient"])
+    joined = rows.merge(
+        table.frame.assign(**{patient: keys}).rename(columns={patient: "patient"}),
+        on="patient",
+        how="left",
+        validate="m:1",
+    )
+    sentences = []
+    if lost := [row + 2 for key, row in first.items() if key not in known]:
+        sentences.append(f"{outcomes.name}: no scan of the patients in rows {_short(lost, most=len(lost))}")
+    if lost := [row + 2 for row, key in enumerate(joined["patient"]) if key not in first]:
+        sentences.append(f"no outcome in {outcomes.name} for the scans in rows {_short(lost, most=len(lost))}")
+    return joined, sentences
 
 
-def _table(folder: Path, found: Sequence[tuple[str, Path, datetime.date | None, str]]) -> pd.DataFrame:
+def _table(folder: Path, found: Sequence[tuple[str, Path, Moment | None, str]]) -> pd.DataFrame:
     """Rows from (patient, path, date, modality), with dates counted in days from each patient's first."""
-    first: dict[str, datetime.date] = {}
+    first: dict[str, int] = {}
     for patient, _, date, _ in found:
         if date:
-            first[patient] = min(date, first.get(patient, date))
+            first[patient] = min(date.toordinal(), first.get(patient, date.toordinal()))
     rows = [
-        (patient, path.relative_to(folder).as_posix(), float((date - first[patient]).days) if date else None, modality)
+        (
+            *(patient, path.relative_to(folder).as_posix()),
+            *(float(date.toordinal() - first[patient]) if date else None, modality),
+            in_order(date)[1] if date else 0,
+        )
         for patient, path, date, modality in found
     ]
-    table = pd.DataFrame(rows, columns=_COLUMNS).astype({"day": "float64"})
-    return table.sort_values(["patient", "day", "path"], ignore_index=True)
+    # Scans of one day stand in the order of the clock, which is not written: the day is what time is counted in.
+    table = pd.DataFrame(rows, columns=[*_COLUMNS, "clock"]).astype({"day": "float64"})
+    return table.sort_values(["patient", "day", "clock", "path"], ignore_index=True).drop(columns="clock")
 
 
 def _read_tsv(path: Path, key: str) -> pd.DataFrame:
@@ -170,5 +230,5 @@ def _is_nifti(path: Path) -> bool:
     return path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
 
 
-def _short(rows: Sequence[Any]) -> str:
-    return ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
+def _short(rows: Sequence[Any], *, most: int = 10) -> str:
+    return ", ".join(map(str, rows[:most])) + (f" and {len(rows) - most} more" if len(rows) > most else "")

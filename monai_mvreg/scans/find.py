@@ -1,0 +1,344 @@
+"""Files to scans: find every scan in a folder, a zip or a DICOMDIR, from the headers alone (the first step of the way).
+
+The address of a scan is one string that fits one cell of a table: a file, a folder that holds exactly one DICOM image
+series, ``folder#SeriesInstanceUID`` where it holds several, and ``folder#SeriesInstanceUID:name`` where the series
+holds several volumes (echoes, orientations, stacks). A zip counts as a folder: ``study.zip``,
+``study.zip/folder/file``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+import numpy as np
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from monai_mvreg.scans import tags
+from monai_mvreg.scans.dates import Moment, acquired, in_order
+from monai_mvreg.scans.elements import read_elements, read_head
+from monai_mvreg.scans.files import ScanError, unsafe_member, zip_members
+from monai_mvreg.scans.headers import COLOUR, SEGMENTATION, ImageFile, NoImageError, text, words
+from monai_mvreg.scans.layouts import read_slices
+from monai_mvreg.scans.nifti import Nifti, is_nifti, nifti_header
+from monai_mvreg.scans.pictures import Raster, is_picture, is_volume, picture_header, volume_header
+from monai_mvreg.scans.slices import Slice
+from monai_mvreg.scans.stacks import Stack, find_stacks
+
+_DIRECTORY = b"1.2.840.10008.1.3.10"  # the SOP class of a DICOMDIR
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan, known from its headers alone.
+
+    ``key`` is the SeriesInstanceUID, with ``:name`` of the volume if the series has several; empty for other formats.
+    ``date`` is a ``date``, or a ``datetime`` if the time of day is known, read from the DICOM attribute ``date_from``.
+    ``shape`` and ``spacing`` (mm, empty if unknown) follow the axes of the array: columns, rows[, slices]; ``frames``
+    counts the time points. ``transfer_syntax`` is the UID that says how pixels are stored. ``patient`` is the DICOM
+    PatientID and never shown. What is unknown is empty or None.
+    """
+
+    address: str
+    key: str
+    modality: str
+    body_part: str
+    date: Moment | None
+    date_from: str
+    shape: tuple[int, ...]
+    frames: int
+    colour: bool
+    spacing: tuple[float, ...]
+    transfer_syntax: str
+    files: tuple[Path, ...]
+    patient: str = field(repr=False)
+    content: Stack | Nifti | Raster = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file or series that gave no scan, and why; ``scan`` is there if it can be read all the same, as a localizer."""
+
+    path: Path
+    reason: str
+    scan: Scan | None = field(default=None, repr=False)
+
+
+@dataclass
+class Sorted:
+    """The files of a folder by what they hold.
+
+    ``series`` are the slices by SeriesInstanceUID, ``damaged`` DICOM files of an unknown series, ``others`` everything
+    else that gave no scan, ``single`` the scans of one file each.
+    """
+
+    series: dict[str, list[Slice]]
+    single: list[Nifti | Raster]
+    damaged: list[LeftOut]
+    others: list[LeftOut]
+
+
+def find_scans(
+    source: str | Path | Sequence[str | Path], *, resample: bool = False
+) -> tuple[list[Scan], list[LeftOut]]:
+    """Find every scan, from the headers alone.
+
+    Args:
+        source: a folder (searched to any depth), a DICOMDIR, a zip, a file, or several of these. DICOM and pictures are
+            known by content, other formats by their suffix.
+        resample: list volumes with slices at uneven distances too; they are read with ``Choices(resample=True)``.
+
+    Returns:
+        The scans sorted by address, and what gave no scan with the reason. Localizers, derived images (reformats,
+        projections), secondary captures and segmentations are among these, each with its scan. A bad file is never an
+        exception.
+
+    Raises:
+        ScanError: if a source does not exist or cannot be opened.
+    """
+    files: list[Path] = []
+    left_out: list[LeftOut] = []
+    for item in [source] if isinstance(source, (str, Path)) else source:
+        found, refused = list_files(Path(item))
+        files += found
+        left_out += refused
+    return scans_of(sort_files(tqdm(files, "headers", unit="file", disable=None)), left_out, resample=resample)
+
+
+def list_files(source: Path) -> tuple[list[Path], list[LeftOut]]:
+    """List the files of a folder, of a zip, or those that a DICOMDIR names; any other file is itself."""
+    if source.is_dir():
+        # Directory by directory, so that files of a series stand together; links to directories could lead in circles.
+        found = [
+            Path(parent, name)
+            for parent, below, names in os.walk(source)
+            if below.sort() is None
+            for name in sorted(names)
+        ]
+        return found, []
+    if not source.exists():
+        archive = next((parent for parent in source.parents if parent.is_file()), None)
+        files, left_out = ([], []) if archive is None else _zip_files(archive)
+        if not (inside := [file for file in files if file.is_relative_to(source)]):
+            raise ScanError(f"expected a folder or file with scans, there is none at {str(source)!r}")
+        return inside, left_out
+    start, _ = read_head(source)
+    if start.startswith(b"PK\x03\x04"):
+        return _zip_files(source)
+    if _is_directory(start):
+        return _directory_files(source)
+    return [source], []
+
+
+def _zip_files(archive: Path) -> tuple[list[Path], list[LeftOut]]:
+    files, left_out = [], []
+    for info in zip_members(archive):
+        if reason := unsafe_member(info):
+            left_out.append(LeftOut(archive, f"a member of the zip with {reason}"))
+        else:
+            files.append(archive / info.filename)
+    return sorted(files), left_out
+
+
+def _directory_files(directory: Path) -> tuple[list[Path], list[LeftOut]]:
+    """The files that a DICOMDIR names; none of them may lie outside its folder."""
+    home = directory.parent
+    wanted = {tags.DIRECTORY_RECORD_SEQUENCE: True, tags.REFERENCED_FILE_ID: False}
+    try:
+        values = read_elements(directory, read_head(directory), wanted).values
+    except ScanError as error:
+        raise ScanError(f"{directory.name}: damaged DICOMDIR ({error})") from None
+    parts = [words(record, tags.REFERENCED_FILE_ID) for record in values.get(tags.DIRECTORY_RECORD_SEQUENCE, [])]
+    parts = [names for names in parts if names]
+    if not parts:
+        raise ScanError(f"{directory.name}: expected a DICOMDIR that names files, it names none")
+    files, left_out = [], []
+    for names in parts:
+        path = home.joinpath(*names)
+        if any(name in ("", ".", "..") or set(name) & set("/\\:\0") for name in names):
+            left_out.append(LeftOut(directory, "a file that the DICOMDIR names outside its own folder"))
+        elif not path.is_file() or not path.resolve().is_relative_to(home.resolve()):
+            left_out.append(LeftOut(path, "named by the DICOMDIR, and not there"))
+        else:
+            files.append(path)
+    return sorted(set(files)), left_out
+
+
+def sort_files(files: Iterable[Path], *, series: str = "") -> Sorted:
+    """Read the headers of files.
+
+    Args:
+        files: the files.
+        series: keep only this SeriesInstanceUID; DICOM files that are surely of another are not parsed.
+    """
+    result = Sorted(defaultdict(list), [], [], [])
+    asked = series.encode()
+    for path in files:
+        start = b""
+        try:
+            head = read_head(path)
+            start, size = head
+            if _is_directory(start):
+                result.others.append(LeftOut(path, "a DICOMDIR, which is followed only if it is named itself"))
+            elif start[128:132] == b"DICM":
+                if asked and b"\x20\0\x0e\0" in start and asked not in start:
+                    continue
+                for s in read_slices(str(path), head):
+                    result.series[s.file.series].append(s)
+            elif is_nifti(path.name):
+                result.single.append(nifti_header(path))
+            elif is_picture(start):
+                result.single.append(picture_header(path))
+            elif is_volume(path.name):
+                result.single.append(volume_header(path))
+            else:
+                result.others.append(LeftOut(path, _other(path, start, size)))
+        except NoImageError as error:
+            result.others.append(LeftOut(path, str(error)))
+        except ScanError as error:
+            is_dicom = start[128:132] == b"DICM"
+            (result.damaged if is_dicom else result.others).append(LeftOut(path, str(error)))
+    if series:
+        result.series = {uid: slices for uid, slices in result.series.items() if uid == series}
+    return result
+
+
+def _other(path: Path, start: bytes, size: int) -> str:
+    """What a file is that holds no scan."""
+    if not size:
+        return "an empty file"
+    if start.startswith(b"PK\x03\x04"):
+        return "a zip, which is searched only if it is named itself"
+    if path.name.lower().endswith((".hdr", ".hdr.gz")):
+        return "the header of the .img file beside it"
+    return "no scan: another format"
+
+
+def _is_directory(start: bytes) -> bool:
+    return start[128:132] == b"DICM" and _DIRECTORY in start[132:400]
+
+
+def scans_of(
+    found: Sorted, left_out: Sequence[LeftOut] = (), *, resample: bool = False
+) -> tuple[list[Scan], list[LeftOut]]:
+    """Turn sorted files into scans, and what gave none with the reason; both sorted."""
+    scans: list[Scan] = [_single(item) for item in found.single]
+    left = [*left_out, *found.damaged, *found.others]
+    homes = _homes(found.series)
+    hurt = {item.path.parent: item for item in found.damaged}
+    for uid, slices in found.series.items():
+        tail = f"series ...{uid[-12:]}"
+        try:
+            stacks = find_stacks(slices, resample=resample)
+        except ScanError as error:
+            left.append(LeftOut(_common([s.file for s in slices]), f"{tail}: {error}"))
+            continue
+        for stack in stacks:
+            if isinstance(stack, ScanError):
+                left.append(LeftOut(_common([s.file for s in slices]), f"{tail}: {stack}"))
+                continue
+            scan = _scan(uid, stack, stacks, homes)
+            damaged = [hurt[path.parent] for path in scan.files if path.parent in hurt]
+            first = stack.slices[0][0].file
+            if damaged and stack.affine is not None and first.frames == 1:
+                reason = f"{tail}: a damaged file in its folder: {damaged[0].path.name} ({damaged[0].reason})"
+                left.append(LeftOut(Path(_common([s.file for s in slices])), reason))
+            elif kind := _no_scan(first):
+                left.append(LeftOut(Path(scan.address.partition("#")[0]), kind, scan))
+            else:
+                scans.append(scan)
+    return sorted(scans, key=lambda s: s.address), sorted(left, key=lambda item: (item.path, item.reason))
+
+
+def _homes(series: dict[str, list[Slice]]) -> dict[str, set[str]]:
+    """Which series have files in or below each folder, and in each file."""
+    homes: dict[str, set[str]] = defaultdict(set)
+    for uid, slices in series.items():
+        for path in {s.file.path for s in slices}:
+            homes[path].add(uid)
+        for parent in {PurePath(s.file.path).parent for s in slices}:
+            for folder in (parent, *parent.parents):
+                homes[str(folder)].add(uid)
+    return homes
+
+
+def _common(files: Sequence[ImageFile]) -> Path:
+    """The file, or the folder that all files share."""
+    paths = {file.path for file in files}
+    if len(paths) == 1:
+        return Path(next(iter(paths)))
+    return Path(os.path.commonpath({str(PurePath(path).parent) for path in paths}))
+
+
+def _scan(uid: str, stack: Stack, stacks: Sequence[Stack | ScanError], homes: dict[str, set[str]]) -> Scan:
+    first = stack.slices[0][0]
+    files = list({s.file.path: s.file for place in stack.slices for s in place}.values())
+    place = _common(files)
+    name = stack.name
+    if place.as_posix() == files[0].path.replace(os.sep, "/"):
+        inside = [s for s in stacks if isinstance(s, ScanError) or s.slices[0][0].file.path == files[0].path]
+        name = name if len(inside) > 1 and first.file.frames > 1 else ""
+    spatial = len(stack.slices[0]) > 1
+    step = () if stack.affine is None else (float(np.linalg.norm(stack.affine[:3, 2])),)
+    moments = [found for file in files if (found := acquired(file.values))[0] is not None]
+    date, source = min(moments, key=lambda found: in_order(found[0]), default=(None, ""))  # type: ignore[arg-type]
+    several = len(homes[str(place)]) > 1 or name
+    return Scan(
+        address=place.as_posix() + (f"#{uid}" if several else "") + (f":{name}" if name else ""),
+        key=uid + (f":{name}" if name else ""),
+        modality=first.file.modality,
+        body_part=text(first.file.values, tags.BODY_PART_EXAMINED),
+        date=date,
+        date_from=source,
+        shape=(*first.file.shape, len(stack.slices[0])) if spatial else first.file.shape,
+        frames=len(stack.slices),
+        colour=first.file.pixels.photometric in COLOUR,
+        spacing=(*first.spacing, *step) if spatial else first.spacing,
+        transfer_syntax=first.file.pixels.syntax,
+        files=tuple(Path(file.path) for file in files),
+        patient=first.file.patient,
+        content=stack,
+    )
+
+
+def _single(item: Nifti | Raster) -> Scan:
+    return Scan(
+        address=item.path.as_posix(),
+        key="",
+        modality="",
+        body_part="",
+        date=None,
+        date_from="",
+        shape=item.shape,
+        frames=item.frames,
+        colour=item.colour,
+        spacing=item.spacing,
+        transfer_syntax="",
+        files=(item.path,),
+        patient="",
+        content=item,
+    )
+
+
+# Words of Image Type that say an image was made from others, or shows no patient. That it is DERIVED, or SECONDARY,
+# does not say so: de-identified, converted and lossily compressed originals are called that too.
+_DERIVED = {
+    *("PROJECTION IMAGE", "MIP", "MINIP", "MAXIP", "VRT", "VOLUME RENDERING", "REFORMATTED", "MPR", "CSA MPR"),
+    *("CSA 3D EDITOR", "CSA RESAMPLED", "SCREEN SAVE", "POSDISP", "PATIENT_INFO", "DOSE_INFO", "DOSE REPORT"),
+}
+
+
+def _no_scan(file: ImageFile) -> str:
+    """Why an image that can be read is no scan of its own, or nothing."""
+    kinds = set(file.image_type)
+    shown = "\\".join(file.image_type)
+    if kinds & {"LOCALIZER", "SCOUT"}:
+        return f"a localizer ({shown})"
+    if kinds & _DERIVED:
+        return f"derived from other images ({shown})"
+    if file.kind == SEGMENTATION:
+        return "a segmentation"
+    return "a secondary capture" if file.kind.startswith("1.2.840.10008.5.1.4.1.1.7") else ""

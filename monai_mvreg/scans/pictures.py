@@ -1,0 +1,182 @@
+"""Other formats to values, by a library each: PNG, JPEG and TIFF (Pillow), NRRD and MetaImage (SimpleITK)."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk  # noqa: N813
+from PIL import Image, ImageOps
+
+from monai_mvreg.scans.files import ScanError, read_range, read_whole, refuse_bomb
+
+Array = npt.NDArray[Any]
+
+_MARKS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
+_GREY = {"1", "L", "I", "F", "I;16", "I;16B", "I;16L"}
+_COLOURS = {"RGB", "RGBA", "P", "LA"}
+_VOLUMES = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
+# The fields that name the file with the voxels, and the value that says: this one.
+_DATA_FIELD = {
+    "NrrdImageIO": re.compile(rb"^data ?file:\s*(.*?)\s*$", re.I | re.M),
+    "MetaImageIO": re.compile(rb"^ElementDataFile\s*=\s*(.*?)\s*$", re.I | re.M),
+}
+
+
+@dataclass(frozen=True)
+class Raster:
+    """What a picture or volume says of itself: ``shape`` in space (x first), ``frames``, ``spacing`` in mm if known."""
+
+    path: Path
+    shape: tuple[int, ...]
+    frames: int
+    colour: bool
+    spacing: tuple[float, ...]
+    affine: Array | None
+
+
+def is_picture(start: bytes) -> bool:
+    """Whether a file is a PNG, JPEG or TIFF by its first bytes."""
+    return start.startswith(_MARKS)
+
+
+def is_volume(name: str) -> bool:
+    """Whether a file is NRRD or MetaImage by its name."""
+    return Path(name).suffix.lower() in _VOLUMES
+
+
+@contextmanager
+def _picture(path: Path) -> Iterator[Image.Image]:
+    """Open a picture; every way in which it can be damaged is one error."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(read_whole(path)), formats=("PNG", "JPEG", "TIFF")) as image:
+                if image.mode not in _GREY | _COLOURS:
+                    raise ScanError(f"expected grey values or colours, got a picture of mode {image.mode}")
+                if image.mode in _COLOURS and any("16" in str(tile[3]) for tile in image.tile):
+                    raise ScanError("expected colours of 8 bits, got 16, which would be cut to 8")
+                yield image
+    except ScanError:
+        raise
+    except Exception as error:  # Pillow raises whatever its decoders do
+        raise ScanError(f"truncated or damaged picture ({type(error).__name__})") from None
+
+
+def picture_header(path: Path) -> Raster:
+    """Read the size of a picture; a TIFF may have several pages, which are its frames.
+
+    Raises:
+        ScanError: if it is damaged, or of a kind that is not read.
+    """
+    with _picture(path) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5  # stored lying on its side
+        shape = image.size[::-1] if turned else image.size
+        return Raster(path, shape, getattr(image, "n_frames", 1), image.mode in _COLOURS, (), None)
+
+
+def read_picture(path: Path, frame: int) -> Array:
+    """Read grey values ``(rows, columns)``, or colours ``(rows, columns, 3)``, as float32.
+
+    Raises:
+        ScanError: if it is damaged, or partly transparent.
+    """
+    with _picture(path) as image:
+        image.seek(frame)
+        image = ImageOps.exif_transpose(image)
+        if image.mode in _GREY:
+            return np.asarray(image).astype(np.float32)
+        *colours, alpha = (np.asarray(band) for band in image.convert("RGBA").split())
+        if (alpha != 255).any():
+            raise ScanError("expected a picture without transparency")
+        return np.stack(colours, axis=-1).astype(np.float32)
+
+
+def volume_header(path: Path) -> Raster:
+    """Read the geometry of an NRRD or MetaImage volume.
+
+    Raises:
+        ScanError: if it is damaged, keeps its voxels in a file elsewhere, or claims more voxels than it has bytes.
+    """
+    reader = _reader(path)
+    components, dimensions, size = reader.GetNumberOfComponents(), reader.GetDimension(), reader.GetSize()
+    kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    colour = components == 3 and kind == "vector of 8-bit unsigned integer"
+    if dimensions not in (2, 3, 4) or (components > 1 and not colour) or "complex" in kind:
+        raise ScanError(f"expected one grey or coloured image, got {dimensions} dimensions of {components} components")
+    space = 3 if dimensions > 2 and size[2] > 1 else 2
+    spacing, origin = np.array(reader.GetSpacing()), np.array(reader.GetOrigin())
+    direction = np.array(reader.GetDirection()).reshape(dimensions, dimensions)
+    affine = np.eye(4)
+    axes = min(dimensions, 3)
+    affine[:axes, :axes] = direction[:axes, :axes] * spacing[:axes]
+    affine[:axes, 3] = origin[:axes]
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK counts to the left and to the back
+    frames = size[3] if dimensions > 3 else 1
+    return Raster(path, tuple(size[:space]), frames, colour, tuple(map(float, spacing[:space])), affine)
+
+
+def read_volume(path: Path) -> Array:
+    """Read an NRRD or MetaImage volume: ``(frames, z, y, x[, 3])`` as float32.
+
+    Raises:
+        ScanError: if it is truncated or damaged.
+    """
+    header = volume_header(path)
+    try:
+        values: Array = sitk.GetArrayFromImage(_reader(path).Execute()).astype(np.float32)
+    except RuntimeError:
+        raise ScanError("truncated or damaged") from None
+    return values.reshape(header.frames, *header.shape[::-1], *((3,) if header.colour else ()))
+
+
+def _reader(path: Path) -> Any:
+    """A reader that knows the header, after it is sure that the voxels are where they should be and no more."""
+    kind = _VOLUMES[path.suffix.lower()]
+    start, _ = read_range(path, 0, 2**20)
+    if not path.is_file():
+        raise ScanError("a volume of this format inside a zip is not read: unzip it first")
+    text = start.split(b"\n\n")[0].split(b"\r\n\r\n")[0] if kind == "NrrdImageIO" else start
+    named = _DATA_FIELD[kind].search(text)
+    if kind == "MetaImageIO" and named is None:
+        raise ScanError("expected a MetaImage, got no ElementDataFile")
+    voxels = path
+    if named is not None and named[1] not in (b"LOCAL", b"Local", b"local"):
+        name = named[1].decode("utf-8", "replace")
+        plain = Path(name).name == name
+        voxels = path.with_name(name) if plain else path
+        if not plain or not voxels.is_file() or voxels.is_symlink():
+            raise ScanError("expected its voxels in one file in the same folder")
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(kind)
+    reader.SetFileName(str(path))
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        raise ScanError("expected an NRRD or MetaImage header, cannot read it") from None
+    needed = int(np.prod(reader.GetSize(), dtype=np.float64)) * reader.GetNumberOfComponents() * _item_bytes(reader)
+    have = voxels.stat().st_size
+    packed = re.search(rb"^(encoding:\s*(gz|gzip|bz2|bzip2)|CompressedData\s*=\s*True)\s*$", text, re.I | re.M)
+    if packed:
+        refuse_bomb(have, needed)
+    elif have < needed:
+        raise ScanError(f"truncated: expected {needed} bytes of voxels, got {have}")
+    return reader
+
+
+def _item_bytes(reader: Any) -> int:
+    """Bytes of one component, by the number in the name of its type."""
+    name = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    bits = re.search(r"(\d+)-bit", name)
+    if bits is None:
+        raise ScanError(f"expected grey values or colours, got {name}")
+    return int(bits[1]) // 8

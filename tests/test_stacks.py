@@ -1,0 +1,259 @@
+"""Stacks: slices are ordered by where they lie, and what is mixed, doubled, missing or uneven is refused by name."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from make_dicom import new_image, refusal, save, write_series, write_slice
+from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
+
+from monai_mvreg.scans.find import find_scans
+from monai_mvreg.scans.read import Choices, read_scan
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(scan.key.partition(":")[2] for scan in find_scans(folder)[0])
+
+
+def test_slices_are_ordered_by_position_and_the_affine_is_ras(tmp_path: Path) -> None:
+    data = read_scan(write_series(tmp_path, InstanceNumber=1))
+    assert data.array.dtype == np.float32 and data.array.shape == (4, 3, 3)
+    assert data.array[0, 0].tolist() == [0, 20, 40] and data.array[:, 1, 0].tolist() == [4, 5, 6, 7]
+    expected = [[-0.25, 0, 0, 10], [0, -0.5, 0, -20], [0, 0, 2, 0], [0, 0, 0, 1]]
+    np.testing.assert_allclose(data.affine, expected)
+
+
+@pytest.mark.parametrize(
+    "axes", [[1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1], [0.8, 0.6, 0, 0, 0, -1], [-1, 0, 0, 0, 1, 0]]
+)
+def test_every_voxel_lies_where_its_own_header_puts_it(axes: list[float], tmp_path: Path) -> None:
+    normal = np.cross(axes[:3], axes[3:])
+    places = [np.array([5.0, -7, 11]) + 2.5 * step * normal for step in (2, 0, 3, 1)]
+    for number, place in enumerate(places):
+        image = new_image(ImageOrientationPatient=axes, ImagePositionPatient=place.tolist())
+        image.PixelData = np.full(12, number, "<u2").tobytes()
+        save(image, tmp_path / f"{number}")
+    data = read_scan(tmp_path)
+    assert data.affine is not None
+    for number, place in enumerate(places):  # PS3.3 C.7.6.2.1.1, formula C.7.6.2.1-1, then LPS to RAS
+        z = int(np.flatnonzero(data.array[0, 0] == number)[0])
+        for column, row in ((0, 0), (3, 2)):
+            expected = place + np.array(axes[:3]) * 0.25 * column + np.array(axes[3:]) * 0.5 * row
+            found = (data.affine @ [column, row, z, 1])[:3]
+            np.testing.assert_allclose(found, expected * [-1, -1, 1], atol=1e-9)
+
+
+def test_a_tilted_gantry_gives_a_sheared_affine_and_says_so(tmp_path: Path) -> None:
+    for number in range(3):
+        write_slice(tmp_path / f"{number}", ImagePositionPatient=[0, 0.6 * number, 2 * number])
+    data = read_scan(tmp_path)
+    assert data.affine is not None
+    np.testing.assert_allclose(data.affine[:3, 2], [0, -0.6, 2])
+    assert data.facts["tilt_degrees"] == pytest.approx(np.degrees(np.arctan(0.3)), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("heights", "words"),
+    [
+        ((0, 2, 4, 8), "between im2 (at 4.00 mm) and im3 (at 8.00 mm): 1 missing"),
+        ((0, 2, 4, 10, 12, 14, 16, 18, 20, 22), "between im2 (at 4.00 mm) and im3 (at 10.00 mm): 2 missing"),
+        ((0, 2, 4, 7, 10, 13, 16), "every 3.000 mm, got 2.000 mm between im0"),
+        ((0, 2, 2, 4), "expected 1 image at each position, got 2 at 2.00 mm: im1, im2"),
+        ((0, 2, 4, 0, 2, 4, 0, 2), "expected 3 images at each position, got 2 at 4.00 mm: im2, im5"),
+        ((0, 2, 4, 0, 2, 4), "got 2 images at each position, and nothing that tells them apart: im0, im3"),
+    ],
+)
+def test_slices_that_are_not_one_even_stack_are_refused_with_the_place(
+    heights: tuple[float, ...], words: str, tmp_path: Path
+) -> None:
+    assert words in refusal(write_series(tmp_path, heights))
+    ((item,),) = [find_scans(tmp_path)[1]]
+    assert item.reason.startswith("series ...1.2.3: ") and words in item.reason
+
+
+def test_positions_written_with_one_decimal_are_even(tmp_path: Path) -> None:
+    for number in range(12):
+        write_slice(tmp_path / f"{number}", ImagePositionPatient=[0, 0, round(0.625 * number, 1)])
+    affine = read_scan(tmp_path).affine
+    assert affine is not None and abs(affine[2, 2] - 0.625) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({"PixelSpacing": [0.5, 0.5]}, "expected one pixel spacing, got another in odd"),
+        ({"ImageOrientationPatient": [-1, 0, 0, 0, 1, 0]}, "expected one orientation, got another in odd"),
+        (
+            {"ImageOrientationPatient": [0.995, 0.0998749, 0, -0.0998749, 0.995, 0]},
+            "one orientation, got another in odd",
+        ),
+        ({"Rows": 2, "PixelData": bytes(16)}, "expected one matrix, got another in odd"),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, "one photometric interpretation, got another in odd"),
+        ({"ImagePositionPatient": None}, "expected a position and orientation of every image, none in odd"),
+        ({"PixelData": bytes(16)}, "odd: truncated: expected 24 bytes of pixels"),
+    ],
+)
+@pytest.mark.parametrize("height", [4.0, 12.0])  # among the others, or next to them
+def test_one_odd_slice_is_refused_by_its_file_name(
+    tags: dict[str, Any], words: str, height: float, tmp_path: Path
+) -> None:
+    write_series(tmp_path, tuple(z for z in range(0, 12, 2) if z != height))
+    write_slice(tmp_path / "odd", height, **tags)
+    assert words in refusal(tmp_path)
+    assert any(words in item.reason for item in find_scans(tmp_path)[1])
+
+
+def test_three_planes_of_one_series_are_three_scans(tmp_path: Path) -> None:
+    for number, axes in enumerate(([1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1])):
+        normal = np.cross(axes[:3], axes[3:])
+        for step in range(2):
+            write_slice(
+                tmp_path / f"{number}{step}",
+                ImageOrientationPatient=axes,
+                ImagePositionPatient=(normal * step * 3).tolist(),
+            )
+    assert names(tmp_path) == ["axial", "coronal", "sagittal"]
+    assert [read_scan(scan).array.shape for scan in find_scans(tmp_path)[0]] == [(4, 3, 2)] * 3
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values", "expected"),
+    [
+        ("EchoTime", (5, 12.5), ["echo-12.5", "echo-5"]),
+        ("SeriesNumber", (3, 4), ["number-3", "number-4"]),
+        ("ImageType", (["ORIGINAL", "PRIMARY", "P"], ["ORIGINAL", "PRIMARY", "M"]), ["magnitude", "phase"]),
+        ("ImageType", (["DERIVED", "PRIMARY", "WATER"], ["DERIVED", "PRIMARY", "FAT"]), ["fat", "water"]),
+    ],
+)
+def test_what_differs_in_kind_is_never_merged_and_named_by_the_difference(
+    keyword: str, values: tuple[Any, Any], expected: list[str], tmp_path: Path
+) -> None:
+    for number, value in enumerate(values):
+        for z in (0, 2, 4):
+            write_slice(tmp_path / f"{number}{z}", z, **{keyword: value})
+    assert names(tmp_path) == expected
+    assert all(scan.shape == (4, 3, 3) for scan in find_scans(tmp_path)[0])
+    assert all(name in refusal(tmp_path) for name in expected)
+    address = f"{tmp_path}#1.2.3:{expected[0]}"
+    assert read_scan(address).array[0, 0].tolist() == [0, 20, 40]
+
+
+def test_words_of_image_type_that_change_within_a_volume_do_not_part_it(tmp_path: Path) -> None:
+    for z in range(4):
+        write_slice(tmp_path / f"{z}", z, ImageType=["ORIGINAL", "PRIMARY", "AXIAL", *["ADD"] * (z % 2)])
+    assert read_scan(tmp_path).array.shape == (4, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values", "label"),
+    [
+        ("TemporalPositionIdentifier", (2, 1), "temporal position 1"),
+        ("TriggerTime", (500, 40.5), "trigger time 40.5"),
+        ("AcquisitionNumber", (9, 8), "acquisition number 8"),
+        ("DiffusionBValue", (1000.0, 0.0), "b-value 0"),
+        ("InstanceNumber", (20, 10), "instance number 1"),
+    ],
+)
+def test_time_points_are_told_apart_by_the_first_attribute_that_does_so_everywhere(
+    keyword: str, values: tuple[float, float], label: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, value in enumerate(values):
+        for z in (0, 1, 2):
+            # An acquisition number that differs between positions tells nothing.
+            numbers = {"AcquisitionNumber": z} if keyword != "AcquisitionNumber" else {}
+            write_slice(
+                tmp_path / f"{number}{z}", z, **{**numbers, keyword: value, "PixelData": bytes([number, 0] * 12)}
+            )
+    with caplog.at_level(logging.WARNING):
+        data = read_scan(tmp_path)
+    assert data.array.shape == (4, 3, 3, 2) and data.array[0, 0, 0].tolist() == [1, 0]
+    assert data.facts["frames"][0] == label
+    assert ("by their numbers alone" in caplog.text) == (keyword == "InstanceNumber")
+
+
+def test_one_position_at_several_times_is_a_picture_that_moves(tmp_path: Path) -> None:
+    for number in range(4):
+        write_slice(tmp_path / f"{number}", 5, TriggerTime=40 * number, PixelData=bytes([number, 0] * 12))
+    (scan,), _ = find_scans(tmp_path)
+    assert (scan.shape, scan.frames) == ((4, 3), 4)
+    assert read_scan(scan).array[0, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_slices_beside_each_other_at_one_height_are_refused(tmp_path: Path) -> None:
+    for number, x in enumerate((0, 50)):
+        for z in (0, 2):
+            write_slice(tmp_path / f"{number}{z}", ImagePositionPatient=[x, 0, z], InstanceNumber=number)
+    assert "beside each other" in refusal(tmp_path)
+
+
+def test_an_exact_copy_of_a_slice_is_used_once_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_series(tmp_path)
+    (tmp_path / "copy").write_bytes((tmp_path / "im1").read_bytes())
+    image = new_image(2)
+    image.SOPInstanceUID = "1.2.3.4"
+    save(image, tmp_path / "im2")
+    image.add_new(0x00091010, "LO", "other bytes, same image")
+    save(image, tmp_path / "sent again")
+    with caplog.at_level(logging.WARNING):
+        assert read_scan(tmp_path).array.shape == (4, 3, 3)
+    assert "copy and im1" in caplog.text and "2 such files" in caplog.text
+
+
+@pytest.mark.parametrize("change", [{"PixelData": bytes(24)}, {"RescaleSlope": 2}, {"ImagePositionPatient": [0, 0, 9]}])
+def test_two_images_with_one_identity_that_differ_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    write_series(tmp_path)
+    write_slice(tmp_path / "a", 6, SOPInstanceUID="1.9")
+    write_slice(tmp_path / "b", 6, SOPInstanceUID="1.9", **change)
+    assert "a and b differ and have the same SOPInstanceUID" in refusal(tmp_path)
+
+
+def test_radiographs_of_one_series_are_scans_of_their_own(tmp_path: Path) -> None:
+    for name in ("pa", "lateral"):
+        write_slice(
+            tmp_path / name, Modality="DX", SOPClassUID="1.2.840.10008.5.1.4.1.1.1.1", ImagePositionPatient=None
+        )
+    write_slice(tmp_path / "cut", Modality="DX", SOPClassUID="1.2.840.10008.5.1.4.1.1.1.1", PixelData=bytes(2))
+    scans, left_out = find_scans(tmp_path)
+    assert [Path(scan.address).name for scan in scans] == ["lateral", "pa"]
+    assert ["cut" in item.reason and "truncated" in item.reason for item in left_out] == [True]
+    assert "got 3" in refusal(tmp_path) and "cut" in refusal(tmp_path)
+    assert read_scan(tmp_path / "pa").affine is None
+
+
+def test_captures_without_a_place_never_form_a_stack_and_ct_slices_without_one_are_refused(tmp_path: Path) -> None:
+    for number in range(2):
+        capture = {"SOPClassUID": SecondaryCaptureImageStorage, "Modality": "CT", "ImagePositionPatient": None}
+        write_slice(tmp_path / f"sc/{number}", **capture)
+        write_slice(tmp_path / f"ct/{number}", SOPClassUID=CTImageStorage, ImagePositionPatient=None)
+    assert [item.reason for item in find_scans(tmp_path / "sc")[1]] == ["a secondary capture"] * 2
+    assert "none in 0, 1" in refusal(tmp_path / "ct")
+
+
+def test_slices_without_a_pixel_distance_form_no_volume(tmp_path: Path) -> None:
+    assert "expected PixelSpacing, got none" in refusal(write_series(tmp_path, PixelSpacing=None))
+
+
+UNEVEN = (0, 2, 4, 7, 10, 13, 16)
+
+
+def test_uneven_slices_are_interpolated_on_request_to_the_nearest_distance(tmp_path: Path) -> None:
+    write_series(tmp_path, UNEVEN)
+    data = read_scan(tmp_path, choices=Choices(resample=True))
+    # Pixels are ten times the height, so that a linear interpolation is exact.
+    assert data.affine is not None and data.facts["resampled"]
+    assert data.affine[2].tolist() == [0, 0, 2, 0]
+    np.testing.assert_allclose(data.array[0, 0], np.arange(0, 161, 20))
+    (scan,), _ = find_scans(tmp_path, resample=True)
+    np.testing.assert_allclose(read_scan(scan).array, data.array)
+
+
+def test_a_missing_slice_and_a_bent_stack_are_refused_all_the_same(tmp_path: Path) -> None:
+    write_series(tmp_path / "gap", (0, 2, 4, 8, 10, 12, 14, 16, 18, 20, 22, 24))
+    assert "1 missing" in refusal(tmp_path / "gap", choices=Choices(resample=True))
+    for number, z in enumerate(UNEVEN):
+        write_slice(tmp_path / f"bent/{number}", ImagePositionPatient=[z * z / 20, 0, z])
+    assert "expected slices every" in refusal(tmp_path / "bent", choices=Choices(resample=True))

@@ -35,7 +35,7 @@ from monai_mvreg.cohort.split import balanced_seed, leave_out, split_cohort
 from monai_mvreg.cohort.table import Cohort, Columns, Patient, read_cohort, write_cohort
 from monai_mvreg.metrics import Estimate, cohort_metrics
 from monai_mvreg.report import Section, evaluation_sections, figure_scans, write_report
-from monai_mvreg.scans.read import ScanReader
+from monai_mvreg.scans.reader import ScanReader
 
 logger = logging.getLogger(__name__)
 Array = npt.NDArray[Any]

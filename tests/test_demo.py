@@ -17,7 +17,7 @@ from monai_mvreg.cohort.sources import rows_from_scans
 from monai_mvreg.cohort.table import Columns, read_cohort
 from monai_mvreg.demo import SHAPE, VOXEL, draw_patient, find_bundle, write_demo_cohort, write_dicom, write_nifti
 from monai_mvreg.scans.find import find_scans
-from monai_mvreg.scans.read import ScanReader
+from monai_mvreg.scans.reader import ScanReader
 
 LOAD = LoadImaged("image", reader=ScanReader(), ensure_channel_first=True)
 READ = Compose([LOAD, Orientationd("image", "RAS", labels=None)])

@@ -53,7 +53,7 @@ def test_the_date_of_a_scan_is_its_earliest_moment(tmp_path: Path) -> None:
 def test_no_pixels_are_read_to_find_scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_series(tmp_path)
     monkeypatch.setattr("monai_mvreg.scans.stacks.read_values", None)
-    monkeypatch.setattr("monai_mvreg.scans.pixels.read_range", None)
+    monkeypatch.setattr("monai_mvreg.scans.packed.read_range", None)
     assert len(find_scans(tmp_path)[0]) == 1
 
 

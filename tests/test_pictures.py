@@ -76,8 +76,10 @@ def test_a_truncated_picture_is_refused_by_name(suffix: str, tmp_path: Path) -> 
 
 
 def test_a_picture_that_would_fill_a_memory_is_refused(tmp_path: Path) -> None:
-    Image.new("1", (30000, 30000)).save(tmp_path / "a.png")
-    assert "truncated or damaged picture (DecompressionBombError)" in refusal(tmp_path / "a.png")
+    Image.new("L", (12000, 12000)).save(tmp_path / "a.png", compress_level=9)
+    assert "decompression bomb" in refusal(tmp_path / "a.png")
+    Image.new("1", (30000, 30000)).save(tmp_path / "b.png", compress_level=0)
+    assert "truncated or damaged picture (DecompressionBombError)" in refusal(tmp_path / "b.png")
 
 
 def volume(**geometry: Any) -> sitk.Image:

@@ -18,7 +18,7 @@ from monai.transforms import (
 )
 from torch.testing import assert_close
 
-from monai_mvreg.scans.read import ScanReader
+from monai_mvreg.scans.reader import ScanReader
 from monai_mvreg.transforms import PackScansd, UnpackScansd
 
 LOAD = LoadImaged(keys="image", reader=ScanReader(), ensure_channel_first=True)

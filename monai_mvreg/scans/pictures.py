@@ -59,7 +59,9 @@ def _picture(path: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(read_whole(path)), formats=("PNG", "JPEG", "TIFF")) as image:
+            raw = read_whole(path)
+            with Image.open(io.BytesIO(raw), formats=("PNG", "JPEG", "TIFF")) as image:
+                refuse_bomb(len(raw), image.width * image.height * len(image.getbands()))
                 if image.mode not in _GREY | _COLOURS:
                     raise ScanError(f"expected grey values or colours, got a picture of mode {image.mode}")
                 if image.mode in _COLOURS and any("16" in str(tile[3]) for tile in image.tile):

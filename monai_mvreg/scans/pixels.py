@@ -7,32 +7,24 @@ from there, so that memory is written once. The rest is unpacked by the codec th
 from __future__ import annotations
 
 import io
-import logging
 import struct
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
-import SimpleITK as sitk  # noqa: N813
-from pydicom.encaps import encapsulate, generate_frames
-from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
 from monai_mvreg.scans import tags
-from monai_mvreg.scans.elements import BIG_ENDIAN, DEFLATED, data_set_start, inflate, read_elements, read_head
-from monai_mvreg.scans.files import ScanError, read_range, read_whole
-from monai_mvreg.scans.headers import CODECS, COLOUR, NATIVE, ImageFile, PixelFormat
+from monai_mvreg.scans.elements import BIG_ENDIAN, DEFLATED
+from monai_mvreg.scans.files import ScanError, read_whole
+from monai_mvreg.scans.headers import COLOUR, NATIVE, ImageFile
+from monai_mvreg.scans.packed import inflated, unpack, value_bits
 from monai_mvreg.scans.slices import Slice
 
 Array = npt.NDArray[Any]
-
-_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 
 
 def read_values(slices: Sequence[Slice], *, padding: float | None = None, invert: bool = True) -> Array:
@@ -59,22 +51,20 @@ def read_values(slices: Sequence[Slice], *, padding: float | None = None, invert
         part = list(group)
         file = part[0].file
         try:
-            if _is_twelve_bit(file):
-                values[at : at + len(part)] = _by_simple_itk(file)[[s.frame for s in part]]
-                at += len(part)
-                continue
             if _is_plain(file):
                 if len(buffer) != file.pixels.frame_bytes:
                     buffer = bytearray(file.pixels.frame_bytes)
                 pictures = _native(file, _frames_of(part), buffer)
             else:
-                pictures = _unpacked(file, _frames_of(part))
+                pictures = unpack(file, _frames_of(part))
             for s, stored in zip(part, _tiles(part, pictures), strict=True):
                 _convert(s, stored, values[at], padding, invert)
                 at += 1
         except ScanError as error:
             raise ScanError(f"{PurePath(file.path).name}: {error}") from None
-        except Exception as error:  # codecs have errors of their own, and may quote a header
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # codecs have errors of their own; one in Rust panics, which is no Exception
             name = UID(file.pixels.syntax).name
             raise ScanError(
                 f"{PurePath(file.path).name}: damaged: its pixels ({name}) cannot be read ({type(error).__name__})"
@@ -166,7 +156,7 @@ def _native(file: ImageFile, frames: Sequence[int], buffer: bytearray) -> Iterat
         )
     )
     view = memoryview(buffer)
-    inflated = _inflated(file) if form.syntax == DEFLATED else None
+    unpacked = inflated(file) if form.syntax == DEFLATED else None
     with _Source(file.path) as source:
         for frame in frames:
             if form.allocated == 1:
@@ -176,11 +166,11 @@ def _native(file: ImageFile, frames: Sequence[int], buffer: bytearray) -> Iterat
                 yield np.unpackbits(np.frombuffer(packed, "u1"), bitorder="little")[begin % 8 :][:bits].reshape(shape)
                 continue
             at = frame * form.frame_bytes
-            if inflated is not None:
-                view[:] = inflated[at : at + form.frame_bytes]
+            if unpacked is not None:
+                view[:] = unpacked[at : at + form.frame_bytes]
             elif not source.into(view, file.start + at):
                 raise ScanError(f"truncated: expected {form.frame_bytes} bytes of pixels for frame {frame}")
-            yield _bits(np.frombuffer(buffer, kind).reshape(shape), form)
+            yield value_bits(np.frombuffer(buffer, kind).reshape(shape), form)
 
 
 class _Source:
@@ -215,150 +205,3 @@ class _Source:
         if not self.into(memoryview(buffer), start):
             raise ScanError(f"truncated: expected {length} bytes of pixels at byte {start}")
         return bytes(buffer)
-
-
-def _pixel_start(file: ImageFile) -> int:
-    """Where the pixel data begin; packed files are walked so far only when they are read."""
-    start = file.start if file.start >= 0 else read_elements(file.path, read_head(file.path), {}).pixels
-    if start < 0:
-        raise ScanError("cut off: it has no pixel data")
-    return start
-
-
-def _inflated(file: ImageFile) -> bytes:
-    """The pixels of a deflated file."""
-    start = _pixel_start(file)
-    needed = file.pixels.frame_bytes * file.frames
-    data = inflate(file.path, data_set_start(file.path), start + needed)[start:]
-    if len(data) < needed:
-        raise ScanError(f"truncated: expected {needed} bytes of pixels, got {len(data)}")
-    return data
-
-
-def _bits(stored: Array, form: PixelFormat) -> Array:
-    """Keep the bits of the value alone: the others may hold an overlay, or nothing that is defined."""
-    if form.stored == form.allocated or stored.dtype.kind == "f":
-        return stored
-    above = form.allocated - 1 - form.high
-    if form.signed:
-        np.left_shift(stored, above, out=stored)
-        np.right_shift(stored, form.allocated - form.stored, out=stored)
-        return stored
-    if form.high >= form.stored:
-        np.right_shift(stored, form.high + 1 - form.stored, out=stored)
-    np.bitwise_and(stored, (1 << form.stored) - 1, out=stored)
-    return stored
-
-
-def _unpacked(file: ImageFile, frames: Sequence[int]) -> Iterator[Array]:
-    """Frames by pydicom and one named codec: packed ones, big endian ones, colours."""
-    form = file.pixels
-    if form.syntax == DEFLATED:
-        start, data = 0, _inflated(file)
-    else:
-        start = _pixel_start(file)
-        data, _ = read_range(file.path, start, file.size - start)
-    options: dict[str, Any] = {
-        **{"rows": form.rows, "columns": form.columns, "samples_per_pixel": form.samples},
-        **{"bits_allocated": form.allocated, "bits_stored": form.stored, "pixel_representation": int(form.signed)},
-        **{"photometric_interpretation": form.photometric, "planar_configuration": form.planar},
-        **{
-            "pixel_keyword": {tags.PIXEL_DATA: "PixelData", tags.FLOAT_PIXEL_DATA: "FloatPixelData"}.get(
-                form.tag, "DoubleFloatPixelData"
-            )
-        },
-    }
-    plugin, package = CODECS.get(form.syntax, ("", ""))
-    with _quiet():
-        decoder = get_decoder(UID(form.syntax))
-        if plugin:
-            if plugin not in decoder.available_plugins:
-                raise ScanError(f"unpacking {UID(form.syntax).name} needs the package {package}: pip install {package}")
-            _check_fragments(data)
-            packed = [bytes(frame) for frame in generate_frames(data, number_of_frames=file.frames)]
-            if len(packed) < file.frames:
-                raise ScanError(f"truncated: expected {file.frames} frames, got {len(packed)}")
-        elif form.allocated == 8 and form.syntax == BIG_ENDIAN and read_range(file.path, start - 8, 2)[0] == b"OW":
-            # Bytes written as words: pairs are swapped, over the borders of odd frames.
-            data = np.frombuffer(data[: len(data) // 2 * 2], "u2").byteswap().tobytes()
-        for frame in frames:
-            if plugin:
-                _check_stream(packed[frame], form)
-                source, options["decoding_plugin"] = encapsulate([packed[frame]], has_bot=False), plugin
-            else:
-                source = data[frame * form.frame_bytes : (frame + 1) * form.frame_bytes]
-            picture, _ = decoder.as_array(source, index=0, number_of_frames=1, **options)
-            if form.photometric == "PALETTE COLOR":
-                picture = _coloured(file, picture)
-            yield np.array(picture)
-
-
-def _check_fragments(data: bytes) -> None:
-    """Refuse packed pixel data that are cut off: some codecs would fill the rest with what comes to their mind."""
-    at = 0
-    while at + 8 <= len(data):
-        tag, length = struct.unpack_from("<IH", data, at)[0], int.from_bytes(data[at + 4 : at + 8], "little")
-        if tag != 0xE000FFFE:
-            return
-        at += 8 + length
-        if at > len(data):
-            raise ScanError(f"truncated: a fragment ends at byte {at} of {len(data)} bytes of pixels")
-
-
-def _coloured(file: ImageFile, picture: Array) -> Array:
-    """Look up the colours of a palette; scaled to 8 bits where its entries have 16 (PS3.3 C.7.6.3.1.5)."""
-    data = io.BytesIO(read_whole(file.path))
-    image = pydicom.dcmread(data, stop_before_pixels=True)
-    colours = pydicom.pixels.apply_color_lut(picture, image)
-    return np.asarray(colours >> 8 if colours.dtype.itemsize == 2 else colours)
-
-
-def _check_stream(packed: bytes, form: PixelFormat) -> None:
-    """Compare the size that a JPEG stream states with the header, before a codec takes memory for it."""
-    if packed[:2] == b"\xff\x4f" and packed[2:4] == b"\xff\x51":  # JPEG 2000: SIZ comes first
-        width, height, left, top = struct.unpack_from(">4I", packed, 8)
-        size = (height - top, width - left)
-    elif packed[:2] == b"\xff\xd8":
-        at, size = 2, (0, 0)
-        while at + 9 <= len(packed) and packed[at] == 0xFF:
-            marker, length = packed[at + 1], int.from_bytes(packed[at + 2 : at + 4], "big")
-            if marker in _FRAME_MARKERS:
-                size = struct.unpack_from(">2H", packed, at + 5)
-                break
-            at += 1 if marker == 0xFF else 2 + length
-    else:
-        return  # RLE states no size, and unpacks into what the header states
-    if size != (form.rows, form.columns):
-        raise ScanError(f"damaged: {form.rows} rows and {form.columns} columns, but its stream has {size}")
-
-
-# SOF0 to SOF15 without the tables in between, and SOF55 of JPEG-LS.
-_FRAME_MARKERS = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}
-
-
-def _is_twelve_bit(file: ImageFile) -> bool:
-    return file.pixels.syntax == _JPEG_EXTENDED and file.pixels.allocated > 8
-
-
-def _by_simple_itk(file: ImageFile) -> Array:
-    """JPEG of 12 bits, which SimpleITK alone unpacks; it inverts MONOCHROME1 and rescales by itself."""
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    array = np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(file.path)), np.float32)
-    expected = (file.frames, file.pixels.rows, file.pixels.columns)
-    if array.shape != expected:
-        raise ScanError(f"expected frames, rows and columns {expected}, got {array.shape}")
-    return array
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence pydicom: its messages may quote values, and it logs what its caller handles."""
-    log = logging.getLogger("pydicom")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)

@@ -106,19 +106,33 @@ def read_elements(path: str | Path, head: tuple[bytes, int], wanted: Wanted, eno
         ScanError: if the file is no DICOM file, damaged, or cut off.
     """
     data, size = head
-    length = max(len(data), 1)
+    if data[128:132] != b"DICM":
+        raise ScanError("no DICOM file: no mark DICM at byte 128")
+    at, meta = _meta(data, size)
+    syntax = meta[tags.TRANSFER_SYNTAX_UID].rstrip(b"\0 ").decode("ascii", "replace")
+    if syntax == DEFLATED:
+        return _inflated_elements(path, at, size, wanted, enough)
+    return _walked(path, _Walk(data, size, syntax, wanted, enough), at, size)
+
+
+def walk_on(path: str | Path, head: tuple[bytes, int], before: Elements, wanted: Wanted) -> Elements:
+    """Go on to the pixels where :func:`read_elements` had enough."""
+    data, size = head
+    walk = _Walk(data, before.size, before.syntax, wanted, None)
+    walk.values |= before.values
+    if before.syntax == DEFLATED:
+        return _inflated_elements(path, data_set_start(path), size, wanted, None)
+    return _walked(path, walk, before.end, size)
+
+
+def _walked(path: str | Path, walk: _Walk, at: int, size: int) -> Elements:
+    """Walk, and read more of the file whenever the walk comes to the end of what was read."""
     while True:
-        if data[128:132] != b"DICM":
-            raise ScanError("no DICOM file: no mark DICM at byte 128")
         try:
-            at, meta = _meta(data, size)
-            syntax = meta[tags.TRANSFER_SYNTAX_UID].rstrip(b"\0 ").decode("ascii", "replace")
-            if syntax == DEFLATED:
-                return _deflated(path, at, size, meta, wanted, enough)
-            return _Walk(data, size, syntax, wanted, enough).elements(at, meta)
+            return walk.elements(at)
         except (_MoreError, struct.error):
-            length = _longer(length, size, cut_off=len(data) >= size)
-            data, size = read_range(path, 0, length)
+            at, have = walk.reached, len(walk.data)
+            walk.data, _ = read_range(path, 0, _longer(have, size, cut_off=have >= size))
 
 
 def inflate(path: str | Path, start: int, most: int) -> bytes:
@@ -140,12 +154,12 @@ def data_set_start(path: str | Path) -> int:
     return _meta(*read_range(path, 0, _FIRST_READ))[0]
 
 
-def _deflated(path: str | Path, at: int, size: int, meta: Values, wanted: Wanted, enough: Enough | None) -> Elements:
+def _inflated_elements(path: str | Path, at: int, size: int, wanted: Wanted, enough: Enough | None) -> Elements:
     most = _FIRST_READ
     while True:
         data = inflate(path, at, min(most, size * 1032))  # deflate packs at most 1032 to 1
         try:
-            return _Walk(data, max(len(data), size * 1032), DEFLATED, wanted, enough).elements(0, meta)
+            return _Walk(data, max(len(data), size * 1032), DEFLATED, wanted, enough).elements(0)
         except (_MoreError, struct.error):
             most = _longer(most, size, cut_off=len(data) < most)
 
@@ -162,7 +176,7 @@ def _meta(data: bytes, size: int) -> tuple[int, Values]:
     """Group 0002, always explicit little endian; where it ends is told by the group, never by the length it claims."""
     at = 132
     # The usual case without a walk: the group states its length, and all that is wanted of it is the transfer syntax.
-    if data[132:140] == b"\x02\0\0\0UL\x04\0":
+    if len(data) > 144 and data[132:140] == b"\x02\0\0\0UL\x04\0":
         end = 144 + struct.unpack_from("<I", data, 140)[0]
         syntax = data.find(b"\x02\0\x10\0UI", 144, end)
         if syntax > 0 and end + 8 <= len(data) and data[end : end + 2] != b"\x02\0":
@@ -174,12 +188,12 @@ def _meta(data: bytes, size: int) -> tuple[int, Values]:
         _, element, vr, length = struct.unpack("<HH2sH", head)
         start = at + 8
         if vr in _LONG:
-            length, start = struct.unpack_from("<I", data, start)[0], start + 4
+            length, start = int.from_bytes(data[start : start + 4], "little"), start + 4
         elif vr not in _SHORT:
             raise ScanError("damaged file meta information")
         at = start + length
         if at > len(data):
-            raise _MoreError
+            raise ScanError(f"cut off or damaged: its file meta information ends at byte {at} of {size}")
         values[0x00020000 | element] = data[start:at]
     if not values.get(tags.TRANSFER_SYNTAX_UID):
         raise ScanError("damaged or incomplete DICOM file: it names no transfer syntax")
@@ -196,21 +210,25 @@ class _Walk:
         self.implicit_head = struct.Struct(order + "HHI").unpack_from
         self.long = struct.Struct(order + "I").unpack_from
         self.pixels = (-1, -1, -1)
+        self.values: Values = {}
+        self.reached = 0
 
-    def elements(self, at: int, meta: Values) -> Elements:
-        """Walk over the top level, up to the pixels or until it is enough."""
+    def elements(self, at: int) -> Elements:
+        """Walk over the top level, up to the pixels or until it is enough; ``reached`` is where to go on."""
         values, end = self.level(at, self.size, self.syntax != IMPLICIT, True, 0)
-        return Elements(meta | values, self.syntax, *self.pixels, end, self.size)
+        return Elements(values, self.syntax, *self.pixels, end, self.size)
 
     def level(self, at: int, end: int, explicit: bool, keep: bool, depth: int) -> tuple[Values, int]:
         """Read the elements from ``at`` to ``end`` or to the end of their item, or step over them; where that is."""
         # This loop is where the time goes: what is true of most elements is asked first.
-        data, have, values = self.data, len(self.data), Values()
+        data, have, values = self.data, len(self.data), {} if depth else self.values
         head = self.explicit_head if explicit else self.implicit_head
         wanted = (self.wanted if keep else {}).get
         asked = depth > 0 or self.enough is None
         vr = b""
         while at < end:
+            if depth == 0:
+                self.reached = at
             if explicit:
                 group, element, vr, length = head(data, at)
             else:
@@ -220,8 +238,8 @@ class _Walk:
                 if tag == 0xFFFEE00D and depth:
                     return values, at + 8
                 if not asked:
-                    asked = True
-                    if self.enough is not None and self.enough(values):
+                    asked, enough, self.enough = True, self.enough, None
+                    if enough is not None and enough(values):
                         return values, at
             if vr in _SHORT:
                 start, at = at + 8, at + 8 + length

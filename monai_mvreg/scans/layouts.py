@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from monai_mvreg.scans import tags
-from monai_mvreg.scans.elements import PIXEL_DATA, Values, read_elements
+from monai_mvreg.scans.elements import PIXEL_DATA, Values, read_elements, walk_on
 from monai_mvreg.scans.files import ScanError, read_range
 from monai_mvreg.scans.headers import (
     NATIVE,
@@ -83,7 +83,7 @@ def read_slices(path: str, head: tuple[bytes, int]) -> list[Slice]:
         if start < 144 or not _is_pixel_head(
             head[0][start - 12 : start] or read_range(path, start - 12, 12)[0], length
         ):
-            elements = read_elements(path, head, _WANTED)
+            elements = walk_on(path, head, elements, _WANTED)
             form, start, length = pixel_format(elements), elements.pixels, elements.length
     file = image_file(path, elements, form, start, length)
     if not file.refusal:

@@ -18,6 +18,7 @@ from isal import igzip
 from nibabel import nifti1, nifti2
 from nibabel.affines import voxel_sizes
 
+from monai_mvreg.scans.blocks import SliceWriter
 from monai_mvreg.scans.files import ScanError, read_range, read_whole, refuse_bomb
 
 logger = logging.getLogger(__name__)
@@ -131,12 +132,13 @@ def _header_bytes(path: Path) -> bytes:
         raise ScanError(f"damaged gzip file ({type(error).__name__})") from None
 
 
-def read_nifti(header: Nifti, frames: Sequence[int]) -> Array:
+def read_nifti(header: Nifti, frames: Sequence[int], *, turned: bool = False) -> Array:
     """Read volumes of a NIfTI file.
 
     Args:
         header: from :func:`nifti_header`.
         frames: the volumes wanted, in ascending order.
+        turned: lay one grey volume out in memory with x first.
 
     Returns:
         Values ``(frames, z, y, x[, 3])``, float32, scaled by slope and intercept in float64.
@@ -148,7 +150,7 @@ def read_nifti(header: Nifti, frames: Sequence[int]) -> Array:
     try:
         with _opened(header.path, zipped=zipped) as file:
             file.seek(header.offset)
-            values = _volumes(header, frames, file)
+            values = _volumes(header, frames, file, turned and len(frames) == 1)
             if zipped:
                 _read_to_the_end(file)
             return values
@@ -179,21 +181,22 @@ def _read_to_the_end(file: Any) -> None:
     raise ScanError(f"more than {_TRAILING} bytes behind the voxels")
 
 
-def _volumes(header: Nifti, frames: Sequence[int], file: Any) -> Array:
+def _volumes(header: Nifti, frames: Sequence[int], file: Any, turned: bool) -> Array:
     # Voxels lie x first. Slice by slice through a buffer that stays in the processor's cache, memory is written once.
-    shape = header.shape[::-1] + ((3,) if header.colour else ())
     kind = np.dtype("u1") if header.colour else header.kind
-    values = np.empty((len(frames), *shape), np.float32)
-    parts = values.reshape(len(frames), shape[0] if len(header.shape) > 2 else 1, -1)
-    buffer = bytearray(parts.shape[2] * kind.itemsize)
+    shape = (*header.shape[1::-1], *((3,) if header.colour else ()))
+    depth = header.shape[2] if len(header.shape) > 2 else 1
+    writer = SliceWriter(len(frames) * depth, shape, turned=turned)
+    buffer = bytearray(int(np.prod(shape)) * kind.itemsize)
     view, stored = memoryview(buffer), np.frombuffer(buffer, kind)
     slope, intercept = header.scale
     at = 0
-    for out, frame in zip(parts, frames, strict=True):
+    for frame in frames:
         if frame > at:
             file.seek(header.offset + frame * header.frame_bytes)
         at = frame + 1
-        for row in out:
+        for _ in range(depth):
+            row = writer.next().reshape(-1)
             got = file.readinto(view)
             while got < len(view):
                 more = file.readinto(view[got:])
@@ -206,4 +209,4 @@ def _volumes(header: Nifti, frames: Sequence[int], file: Any) -> Array:
                 scaled = stored * np.float64(slope)
                 scaled += np.float64(intercept)
                 np.copyto(row, scaled, casting="unsafe")
-    return values
+    return writer.array.reshape(len(frames), depth, *shape) if len(frames) > 1 else writer.array[None]

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pydicom.uid import UID
 
 from monai_mvreg.scans import tags
+from monai_mvreg.scans.blocks import SliceWriter
 from monai_mvreg.scans.elements import BIG_ENDIAN, DEFLATED
 from monai_mvreg.scans.files import ScanError, read_whole
 from monai_mvreg.scans.headers import COLOUR, NATIVE, ImageFile
@@ -27,13 +28,16 @@ from monai_mvreg.scans.slices import Slice
 Array = npt.NDArray[Any]
 
 
-def read_values(slices: Sequence[Slice], *, padding: float | None = None, invert: bool = True) -> Array:
+def read_values(
+    slices: Sequence[Slice], *, padding: float | None = None, invert: bool = True, turned: bool = False
+) -> Array:
     """Read slices of one shape.
 
     Args:
         slices: in the order wanted; frames of one file are read together.
         padding: put this value where a pixel has the PixelPaddingValue of its file; None leaves it.
         invert: whether MONOCHROME1, in which the smallest value is white, is inverted over the range of stored values.
+        turned: lay grey values out in memory with columns first.
 
     Returns:
         Values ``(n, rows, columns)``, float32, rescaled by each image's own slope and intercept. Colours are
@@ -44,9 +48,8 @@ def read_values(slices: Sequence[Slice], *, padding: float | None = None, invert
     """
     (columns, rows), form = slices[0].file.shape, slices[0].file.pixels
     colours = (3,) if form.photometric in COLOUR else ()
-    values = np.empty((len(slices), rows, columns, *colours), np.float32)
+    writer = SliceWriter(len(slices), (rows, columns, *colours), turned=turned)
     buffer = bytearray()
-    at = 0
     for _, group in groupby(slices, key=lambda s: id(s.file)):
         part = list(group)
         file = part[0].file
@@ -58,8 +61,7 @@ def read_values(slices: Sequence[Slice], *, padding: float | None = None, invert
             else:
                 pictures = unpack(file, _frames_of(part))
             for s, stored in zip(part, _tiles(part, pictures), strict=True):
-                _convert(s, stored, values[at], padding, invert)
-                at += 1
+                _convert(s, stored, writer.next(), padding, invert)
         except ScanError as error:
             raise ScanError(f"{PurePath(file.path).name}: {error}") from None
         except (KeyboardInterrupt, SystemExit):
@@ -69,7 +71,7 @@ def read_values(slices: Sequence[Slice], *, padding: float | None = None, invert
             raise ScanError(
                 f"{PurePath(file.path).name}: damaged: its pixels ({name}) cannot be read ({type(error).__name__})"
             ) from None
-    return values
+    return writer.array
 
 
 def _frames_of(part: Sequence[Slice]) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,14 +91,25 @@ def read_scan(scan: Scan | str | Path, *, frame: Frame = None, choices: Choices 
         ...     read_scan(f"{folder}/a.nii").facts["spacing"]
         (2.0, 2.0, 5.0)
     """
+    return _read(scan, frame, choices, turned=False)
+
+
+def read_turned(scan: Scan | str | Path, *, frame: Frame = None, choices: Choices = AS_STORED) -> ScanData:
+    """Read a scan as :func:`read_scan` does, into memory in the order of its axes, x first."""
+    data = _read(scan, frame, choices, turned=True)
+    return replace(data, array=np.ascontiguousarray(data.array))
+
+
+def _read(scan: Scan | str | Path, frame: Frame, choices: Choices, *, turned: bool) -> ScanData:
     found = scan if isinstance(scan, Scan) else scan_at(str(scan), resample=choices.resample)
     name = Path(found.address).name
     if isinstance(frame, int) and not 0 <= frame < found.frames:
         raise ScanError(f"{name}: expected a time point from 0 to {found.frames - 1}, got {frame}")
+    turned = turned and not found.colour and (found.frames == 1 or isinstance(frame, int))
     try:
         if isinstance(found.content, Stack):
-            return _stack_data(found, frame, choices)
-        return _file_data(found, frame, choices)
+            return _stack_data(found, found.content, frame, choices, turned)
+        return _file_data(found, frame, choices, turned)
     except ScanError as error:
         message = str(error)
         raise ScanError(message if message.startswith(f"{name}: ") else f"{name}: {message}") from None
@@ -113,7 +124,7 @@ def scan_at(address: str, *, resample: bool = False) -> Scan:
     path, key = _split(address)
     series, _, name = key.partition(":")
     files, left_out = list_files(path)
-    alone = files == [path]
+    alone = files == [str(path)]
     found = sort_files(files, series=series)
     if not alone:
         found.single.clear()  # beside a DICOM series, files of other formats are company
@@ -165,21 +176,21 @@ def _told(item: LeftOut, place: Path) -> str:
     )
 
 
-def _stack_data(scan: Scan, frame: Frame, choices: Choices) -> ScanData:
-    stack = scan.content
-    assert isinstance(stack, Stack)
+def _stack_data(scan: Scan, stack: Stack, frame: Frame, choices: Choices, turned: bool) -> ScanData:
     first = stack.slices[0][0]
     kept = [stack.slices[frame]] if isinstance(frame, int) else list(stack.slices)
     if frame == "mean" and len(kept) > 1:
         total = np.zeros(0)
         for place in kept:
-            values = _values(place, choices)
+            values = _values(place, choices, False)
             total = total + values if total.size else values.astype(np.float64)
         values = (total / len(kept)).astype(np.float32)[None]
     else:
-        values = _values([s for place in kept for s in place], choices)
-        values = values.reshape(len(kept), -1, *values.shape[1:])
+        values = _values([s for place in kept for s in place], choices, turned)
+        values = values.reshape(len(kept), -1, *values.shape[1:]) if len(kept) > 1 else values[None]
     affine = stack.affine
+    if first.file.pixels.tag != tags.PIXEL_DATA:
+        _fill_nonfinite(values, choices)
     if stack.heights:
         values, affine = _evened(values, np.array(stack.heights), stack.affine)
     facts: dict[str, Any] = {
@@ -190,11 +201,11 @@ def _stack_data(scan: Scan, frame: Frame, choices: Choices) -> ScanData:
     return ScanData(_arranged(values), affine, facts)
 
 
-def _values(slices: Sequence[Slice], choices: Choices) -> Array:
+def _values(slices: Sequence[Slice], choices: Choices, turned: bool) -> Array:
     if choices.philips_precise:
         slices = philips_precise(slices)
     if not choices.brightness:
-        values = read_values(slices, padding=choices.padding)
+        values = read_values(slices, padding=choices.padding, turned=turned)
         if choices.suv:
             values *= np.float32(suv_factor(slices[0]))
         return values
@@ -232,13 +243,13 @@ def _evened(values: Array, heights: Array, affine: Array | None) -> tuple[Array,
     return even, affine
 
 
-def _file_data(scan: Scan, frame: Frame, choices: Choices) -> ScanData:
+def _file_data(scan: Scan, frame: Frame, choices: Choices, turned: bool) -> ScanData:
     content = scan.content
     frames = [frame] if isinstance(frame, int) else list(range(scan.frames))
     if isinstance(content, Nifti):
         if not content.oriented:
             logger.warning("%s: neither qform nor sform, its orientation is taken as it is stored", content.path.name)
-        values, affine = read_nifti(content, frames), content.affine
+        values, affine = read_nifti(content, frames, turned=turned), content.affine
     elif isinstance(content, Stack):
         raise TypeError("expected a file that is no DICOM file")
     elif content.affine is None:
@@ -247,10 +258,8 @@ def _file_data(scan: Scan, frame: Frame, choices: Choices) -> ScanData:
         values, affine = read_volume(content.path)[frames], content.affine
     if values.ndim == (5 if scan.colour else 4) - 1:
         values = values[:, None]  # a picture: one slice
-    if bad := values.size - np.count_nonzero(np.isfinite(values)):
-        if choices.nonfinite is None:
-            raise ScanError(f"expected finite values, got {bad} that are NaN or infinite")
-        values[~np.isfinite(values)] = choices.nonfinite
+    if not (isinstance(content, Nifti) and content.kind.kind in "iu" and content.scale == (1.0, 0.0)):
+        _fill_nonfinite(values, choices)
     if frame == "mean" and scan.frames > 1:
         values = values.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
     facts: dict[str, Any] = {
@@ -261,6 +270,13 @@ def _file_data(scan: Scan, frame: Frame, choices: Choices) -> ScanData:
         "inverted": False,
     }
     return ScanData(_arranged(values), affine, {**facts, "frames": (), "resampled": False})
+
+
+def _fill_nonfinite(values: Array, choices: Choices) -> None:
+    if bad := values.size - np.count_nonzero(np.isfinite(values)):
+        if choices.nonfinite is None:
+            raise ScanError(f"expected finite values, got {bad} that are NaN or infinite")
+        values[~np.isfinite(values)] = choices.nonfinite
 
 
 def _arranged(values: Array) -> Array:

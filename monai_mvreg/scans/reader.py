@@ -13,7 +13,7 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 
 from monai_mvreg.scans.files import ScanError
-from monai_mvreg.scans.read import AS_STORED, Choices, Frame, ScanData, read_scan, scan_at
+from monai_mvreg.scans.read import AS_STORED, Choices, Frame, ScanData, read_turned, scan_at
 
 Array = npt.NDArray[Any]
 
@@ -67,7 +67,7 @@ class ScanReader(ImageReader):
             img: what ``read`` returned.
 
         Raises:
-            ScanError: as :func:`read_scan`, and for several time points or colours that were not asked for.
+            ScanError: if the scan cannot be read right, or has time points or colours that were not asked for.
         """
         scan = scan_at(img, resample=self.choices.resample)
         if scan.frames > 1 and self.frame is None:
@@ -75,7 +75,7 @@ class ScanReader(ImageReader):
                 f"{Path(img).name}: expected one image, got {scan.frames} time points: choose one by its number, or "
                 "the mean (frame of ScanReader)"
             )
-        data = read_scan(scan, frame=self.frame, choices=self.choices)
+        data = read_turned(scan, frame=self.frame, choices=self.choices)
         array = data.array
         if scan.colour and not self.colour:
             if (array[..., :1] != array).any():
@@ -84,7 +84,7 @@ class ScanReader(ImageReader):
         colour = scan.colour and self.colour
         affine = _plane_affine(data) if array.ndim - colour == 2 else data.affine
         affine = np.eye(4) if affine is None else affine
-        array = _contiguous(array)
+        array = np.ascontiguousarray(array)
         return array, {
             MetaKeys.AFFINE: affine.copy(),
             MetaKeys.ORIGINAL_AFFINE: affine.copy(),
@@ -104,14 +104,3 @@ def _plane_affine(data: ScanData) -> Array:
         if first > second:
             plane[:2] = plane[1::-1]
     return plane
-
-
-def _contiguous(array: Array) -> Array:
-    """A copy in the order of the axes, in blocks of one cache line: 6 times as fast as numpy's."""
-    if array.ndim != 3 or array.flags.c_contiguous:
-        return np.ascontiguousarray(array)
-    copy = np.empty(array.shape, array.dtype)
-    for z in range(0, array.shape[2], 16):
-        for y in range(array.shape[1]):
-            copy[:, y, z : z + 16] = array[:, y, z : z + 16]
-    return copy

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +180,15 @@ def test_a_codec_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_a_run_of_bytes_that_is_no_rle_is_refused(tmp_path: Path) -> None:
     path = packed_file(tmp_path / "a", pydicom.encaps.encapsulate([b"\1\0\0\0" + bytes(100)]), RLELossless)
     assert "a: damaged" in refusal(path)
+
+
+def test_many_threads_read_packed_files_and_leave_logs_and_warnings_as_they_were() -> None:
+    paths = [PYDICOM / f"{name}.dcm" for name in ("MR_small_RLE", "MR_small_jp2klossless", "JPEG-lossy")] * 20
+    expected = [values_of(path) for path in paths[:3]]
+    log = logging.getLogger("pydicom")
+    before, filters = log.level, list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(values_of, paths))
+    for number, values in enumerate(found):
+        np.testing.assert_array_equal(values, expected[number % 3])
+    assert log.level == before and warnings.filters == filters

@@ -7,6 +7,8 @@ import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -217,11 +219,17 @@ def _reconstructed(file: ImageFile, values: Values, order: str) -> list[Slice]:
     return [replace(s, position=place, axes=axes) for s, place in zip(slices, places, strict=True)]
 
 
-def _mosaic(file: ImageFile, values: Values, order: str) -> list[Slice]:
-    """A Siemens mosaic: the slices of a volume as tiles of one picture, described in a private header."""
+@cache
+def _csa_reader() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nibabel calls its DICOM part experimental; the parser of this header is not
         from nibabel.nicom import csareader
+    return csareader
+
+
+def _mosaic(file: ImageFile, values: Values, order: str) -> list[Slice]:
+    """A Siemens mosaic: the slices of a volume as tiles of one picture, described in a private header."""
+    csareader = _csa_reader()
     try:
         header = csareader.read(values.get(tags.SIEMENS_IMAGE_HEADER) or b"")
         count = int(csareader.get_n_mosaic(header) or number(values, tags.SIEMENS_MOSAIC_COUNT) or 0)

@@ -10,6 +10,7 @@ import io
 import logging
 import struct
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ _KINDS = {
     "1.2.840.10008.1.2.4.80": {0xF7},
     "1.2.840.10008.1.2.4.81": {0xF7},
 }
+_LOCK = threading.Lock()
 _KEYWORDS = {tags.FLOAT_PIXEL_DATA: "FloatPixelData", tags.DOUBLE_FLOAT_PIXEL_DATA: "DoubleFloatPixelData"}
 
 
@@ -65,29 +67,29 @@ def unpack(file: ImageFile, frames: Sequence[int]) -> Iterator[Array]:
         **{"photometric_interpretation": form.photometric, "planar_configuration": form.planar},
         **{"pixel_keyword": _KEYWORDS.get(form.tag, "PixelData")},
     }
-    with _quiet():
-        decoder = get_decoder(UID(form.syntax))
-        if form.syntax == _JPEG_EXTENDED and form.allocated > 8:
-            yield from (_twelve_bits(packed, form) for packed in _packed_frames(file, frames))
-            return
-        if form.syntax in CODECS:
-            plugin, package = CODECS[form.syntax]
-            if plugin not in decoder.available_plugins:
-                raise ScanError(f"unpacking {UID(form.syntax).name} needs the package {package}: pip install {package}")
-            options["decoding_plugin"] = plugin
-            if plugin == "gdcm":  # it ends the process where these two do not suit it: they are applied afterwards
-                options |= {"bits_stored": form.allocated, "pixel_representation": 0}
-            sources = [encapsulate([packed], has_bot=False) for packed in _packed_frames(file, frames)]
-        else:
-            sources = _native_frames(file, frames)
-        for source in sources:
+    if form.syntax == _JPEG_EXTENDED and form.allocated > 8:
+        yield from (_twelve_bits(packed, form) for packed in _packed_frames(file, frames))
+        return
+    decoder = get_decoder(UID(form.syntax))
+    if form.syntax in CODECS:
+        plugin, package = CODECS[form.syntax]
+        if plugin not in decoder.available_plugins:
+            raise ScanError(f"unpacking {UID(form.syntax).name} needs the package {package}: pip install {package}")
+        options["decoding_plugin"] = plugin
+        if plugin == "gdcm":  # it ends the process where these two do not suit it: they are applied afterwards
+            options |= {"bits_stored": form.allocated, "pixel_representation": 0}
+        sources = [encapsulate([packed], has_bot=False) for packed in _packed_frames(file, frames)]
+    else:
+        sources = _native_frames(file, frames)
+    for source in sources:
+        with _quiet():
             picture, _ = decoder.as_array(source, index=0, **options)
             if form.photometric == "PALETTE COLOR":
                 picture = _coloured(file, picture)
-            picture = np.array(picture)
-            if options.get("decoding_plugin") == "gdcm":
-                picture = value_bits(picture.view(f"{'ui'[form.signed]}{picture.dtype.itemsize}"), form)
-            yield picture
+        picture = np.array(picture)
+        if options.get("decoding_plugin") == "gdcm":
+            picture = value_bits(picture.view(f"{'ui'[form.signed]}{picture.dtype.itemsize}"), form)
+        yield picture
 
 
 def inflated(file: ImageFile) -> bytes:
@@ -132,7 +134,8 @@ def _packed_frames(file: ImageFile, frames: Sequence[int]) -> list[bytes]:
     start = _start(file)
     data, _ = read_range(file.path, start, file.size - start)
     _check_fragments(data)
-    packed = [bytes(frame) for frame in generate_frames(data, number_of_frames=file.frames)]
+    with _quiet():
+        packed = [bytes(frame) for frame in generate_frames(data, number_of_frames=file.frames)]
     if len(packed) < file.frames:
         raise ScanError(f"truncated: expected {file.frames} frames, got {len(packed)}")
     for frame in frames:
@@ -222,13 +225,18 @@ def _coloured(file: ImageFile, picture: Array) -> Array:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence pydicom: its messages may quote values, and it logs what its caller handles."""
+    """Silence pydicom: its messages may quote values, and it logs what its caller handles.
+
+    One thread at a time, because log levels and warning filters are of the whole process. Codecs gain nothing from a
+    second thread anyway: they hold the interpreter's lock.
+    """
     log = logging.getLogger("pydicom")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
+    with _LOCK:
+        level = log.level
+        log.setLevel(logging.CRITICAL + 1)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            log.setLevel(level)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,16 +56,14 @@ def is_volume(name: str) -> bool:
 def _picture(path: Path) -> Iterator[Image.Image]:
     """Open a picture; every way in which it can be damaged is one error."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            raw = read_whole(path)
-            with Image.open(io.BytesIO(raw), formats=("PNG", "JPEG", "TIFF")) as image:
-                refuse_bomb(len(raw), image.width * image.height * len(image.getbands()))
-                if image.mode not in _GREY | _COLOURS:
-                    raise ScanError(f"expected grey values or colours, got a picture of mode {image.mode}")
-                if image.mode in _COLOURS and any("16" in str(tile[3]) for tile in image.tile):
-                    raise ScanError("expected colours of 8 bits, got 16, which would be cut to 8")
-                yield image
+        raw = read_whole(path)
+        with Image.open(io.BytesIO(raw), formats=("PNG", "JPEG", "TIFF")) as image:
+            refuse_bomb(len(raw), image.width * image.height * len(image.getbands()))
+            if image.mode not in _GREY | _COLOURS:
+                raise ScanError(f"expected grey values or colours, got a picture of mode {image.mode}")
+            if image.mode in _COLOURS and any("16" in str(tile[3]) for tile in image.tile):
+                raise ScanError("expected colours of 8 bits, got 16, which would be cut to 8")
+            yield image
     except ScanError:
         raise
     except Exception as error:  # Pillow raises whatever its decoders do

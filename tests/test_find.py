@@ -108,9 +108,10 @@ def test_images_that_are_no_scans_are_left_out_with_the_reason_and_can_be_read_a
     for number, tags in enumerate(kinds.values()):
         write_slice(tmp_path / f"{number}", SeriesInstanceUID=f"1.{number}", **tags)
     write_slice(tmp_path / "kept", SeriesInstanceUID="1.9", ImageType=["DERIVED", "SECONDARY", "OTHER"])
+    write_slice(tmp_path / "oblique", SeriesInstanceUID="1.8", ImageType=["ORIGINAL", "PRIMARY", "MPR"])
     save(new_image(SOPClassUID=BasicTextSRStorage, Rows=None), tmp_path / "report")
     scans, left_out = find_scans(tmp_path)
-    assert [scan.address for scan in scans] == [(tmp_path / "kept").as_posix()]
+    assert [scan.address for scan in scans] == [(tmp_path / name).as_posix() for name in ("kept", "oblique")]
     reasons = {item.path.name: item for item in left_out}
     for number, words in enumerate(kinds):
         item = reasons[str(number)]

@@ -12,6 +12,7 @@ from pydicom.uid import (
     BasicTextSRStorage,
     EnhancedCTImageStorage,
     JPEGLossless,
+    MRSpectroscopyStorage,
     VLWholeSlideMicroscopyImageStorage,
 )
 
@@ -87,12 +88,14 @@ def test_a_size_that_no_packed_image_has_is_refused_before_memory_is_taken(tmp_p
 
 def test_a_document_is_no_image_and_an_image_without_rows_is_damaged(tmp_path: Path) -> None:
     image = new_image(Rows=None)
-    with pytest.raises(ScanError, match="without Rows and Columns") as damaged:
+    with pytest.raises(ScanError, match="without Rows, Columns or BitsAllocated") as damaged:
         file_of(save(image, tmp_path / "a"))
     assert not isinstance(damaged.value, NoImageError)
     image.SOPClassUID = BasicTextSRStorage
     with pytest.raises(NoImageError, match="without pixels \\(Basic Text SR Storage\\)"):
         file_of(save(image, tmp_path / "b"))
+    with pytest.raises(NoImageError, match="without pixels \\(MR Spectroscopy Storage\\)"):
+        file_of(write_slice(tmp_path / "s", SOPClassUID=MRSpectroscopyStorage, BitsAllocated=None, PixelData=None))
     with pytest.raises(NoImageError, match="belongs to no series"):
         file_of(write_slice(tmp_path / "c", SeriesInstanceUID=None))
 

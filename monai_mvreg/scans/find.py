@@ -343,7 +343,7 @@ def _no_scan(file: ImageFile) -> str:
     shown = "\\".join(file.image_type)
     if kinds & {"LOCALIZER", "SCOUT"}:
         return f"a localizer ({shown})"
-    if kinds & _DERIVED:
+    if kinds & _DERIVED and file.image_type[:2] != ("ORIGINAL", "PRIMARY"):  # an oblique slice of old MR is an MPR too
         return f"derived from other images ({shown})"
     if file.kind == SEGMENTATION:
         return "a segmentation"

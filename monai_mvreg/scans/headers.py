@@ -197,10 +197,10 @@ def pixel_format(elements: Elements) -> PixelFormat:
         ScanError: if it is an image and damaged.
     """
     values = elements.values
-    if tags.ROWS not in values:
+    if tags.ROWS not in values or tags.BITS_ALLOCATED not in values:  # spectroscopy has rows of no pixels
         name = UID(text(values, tags.SOP_CLASS_UID)).name
         if "Image Storage" in name:
-            raise ScanError("damaged or incomplete: an image without Rows and Columns")
+            raise ScanError("damaged or incomplete: an image without Rows, Columns or BitsAllocated")
         raise NoImageError(f"a DICOM file without pixels ({name or 'no SOP class'})")
     get = values.get
     return _pixel_format(

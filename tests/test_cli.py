@@ -10,13 +10,18 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pydicom
 import pytest
+from make_dicom import new_image, save, write_slice
+from pydicom.fileset import FileSet
+from pydicom.uid import BasicTextSRStorage, generate_uid
 
 from monai_mvreg.cli import main
 from monai_mvreg.cohort.sources import pseudonym
 from monai_mvreg.cohort.split import fold_of
 from monai_mvreg.cohort.table import Columns, read_cohort
 from monai_mvreg.demo import draw_patient, write_dicom, write_nifti
+from monai_mvreg.scans.read import read_scan
 
 
 @pytest.fixture
@@ -185,6 +190,63 @@ def test_scan_prints_json_and_nothing_else(folder: Path, capsys: pytest.CaptureF
     assert [scan["patient"] for scan in found["scans"]] == ["1", "1", "2", "3"] and "ZZPHI" not in shown
     assert found["scans"][0]["shape"] == [24, 24, 16] and found["scans"][3]["day"] is None
     assert {item["path"] for item in found["left_out"]} == {"1/0", "notes.txt"}
+
+
+def burn_disc(place: Path) -> Path:
+    """A disc as a hospital hands it out: a DICOMDIR, 5 patients, 40 series, a viewer; two series are broken."""
+    disc, made = FileSet(), place / "made"
+    for patient in range(5):
+        for visit in range(2):
+            study = generate_uid()
+            about = {"StudyInstanceUID": study, "PatientID": f"ZZPHI-{patient}", "StudyDate": f"2020010{visit + 1}"}
+            about |= {"StudyTime": "1200", "StudyID": "1", "AccessionNumber": "", "PatientName": f"ZZPHI^{patient}"}
+            for number in range(4):
+                kind = "LOCALIZER" if number == 0 and visit == 0 else "AXIAL"
+                series = {"SeriesInstanceUID": generate_uid(), "SeriesNumber": number, "ImageType": ["ORIGINAL", kind]}
+                for z in range(6):
+                    path = write_slice(made / "slice", 2.0 * z, InstanceNumber=z, **about, **series)
+                    disc.add(pydicom.dcmread(path))
+    disc.write(place / "disc")
+    folders = sorted({path.parent for path in (place / "disc").rglob("IM*")})
+    assert len(folders) == 40
+    sorted(folders[9].iterdir())[3].unlink()
+    damaged = sorted(folders[30].iterdir())[0]
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    (place / "disc/VIEWER.EXE").write_bytes(b"MZ" + bytes(1000))
+    (place / "disc/AUTORUN.INF").write_text("[autorun]")
+    (place / "disc/REPORT").mkdir()
+    save(new_image(SOPClassUID=BasicTextSRStorage, Rows=None), place / "disc/REPORT/SR000001")
+    return place / "disc"
+
+
+def test_scan_turns_a_disc_into_a_table_and_lists_what_it_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disc, out = burn_disc(tmp_path), tmp_path / "cohort.csv"
+    assert main(["scan", str(disc), "--out", str(out), "--thumbnails"]) == 0
+    shown = capsys.readouterr()
+    assert "5 patients, 33 scans" in shown.out
+    left_out = [line for line in shown.out.splitlines() if line.startswith("left out: ")]
+    for words in (
+        "and 4 more: a localizer (ORIGINAL\\LOCALIZER)",
+        "1 missing",
+        "truncated: expected 24 bytes of pixels, got 14",
+        "DICOMDIR: a DICOMDIR, which is followed only if it is named itself",
+        "SR000001: a DICOM file without pixels (Basic Text SR Storage)",
+        "AUTORUN.INF and 1 more: no scan: another format",
+    ):
+        assert sum(words in line for line in left_out) == 1, words
+    assert len(left_out) == 6
+    page = out.with_suffix(".html").read_text()
+    assert page.count("<img") == 33 and "truncated" in page
+    assert "ZZPHI" not in shown.out + shown.err + page
+    rows = pd.read_csv(out)
+    assert len(rows) == 33 and list(rows["patient"].unique()) == [f"ZZPHI-{n}" for n in range(5)]
+    assert set(rows["day"]) == {0, 1}
+    for address in rows["path"]:
+        assert read_scan(disc / address).array.shape == (4, 3, 6)
+    assert main(["scan", str(disc / "DICOMDIR")]) == 0
+    assert "named by the DICOMDIR, and not there" in capsys.readouterr().out
 
 
 def test_scan_writes_one_page_of_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

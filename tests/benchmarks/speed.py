@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import itk
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -199,6 +198,8 @@ def slow_jobs(ct: Path) -> dict[str, Job]:
 
 def measure(folder: Path, *, runs: int = 5) -> dict[str, dict[str, float]]:
     """CPU seconds by kind of work and tool."""
+    import itk  # the extra 'bench', which the tests that collect this file need not have
+
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(1)

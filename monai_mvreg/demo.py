@@ -33,7 +33,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 import monai_mvreg
 from monai_mvreg.cohort.split import balanced_seed, leave_out, split_cohort
 from monai_mvreg.cohort.table import Cohort, Columns, Patient, read_cohort, write_cohort
-from monai_mvreg.metrics import Estimate, cohort_metrics
+from monai_mvreg.metrics.bootstrap import Estimate
+from monai_mvreg.metrics.regression import cohort_metrics
 from monai_mvreg.report import Section, evaluation_sections, figure_scans, write_report
 from monai_mvreg.scans.reader import ScanReader
 

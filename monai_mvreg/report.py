@@ -22,7 +22,8 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from monai_mvreg.metrics import Estimate, cohort_metrics, difference, limits_of_agreement, mean_absolute_error
+from monai_mvreg.metrics.bootstrap import Estimate
+from monai_mvreg.metrics.regression import cohort_metrics, difference, limits_of_agreement, mean_absolute_error
 
 _log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float64]

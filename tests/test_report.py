@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_mvreg import metrics, report
+from monai_mvreg import report
+from monai_mvreg.metrics import regression
 
 VOID = {"meta", "img", "link", "br", "hr"}
 
@@ -79,7 +80,7 @@ def test_the_summary_holds_the_metrics_of_the_patients_with_a_measured_value():
     table = predictions()
     table.loc[[3, 5], "volume"] = np.nan
     known = table.drop([3, 5])
-    expected = metrics.cohort_metrics(known["volume_predicted"].to_numpy(), known["volume"].to_numpy())
+    expected = regression.cohort_metrics(known["volume_predicted"].to_numpy(), known["volume"].to_numpy())
     found = report.summarise(table, "volume")["volume"]
     assert (found["unit"], found["patients"], found["left_out"]) == ("mL", 38, 2)
     assert found["mae"] == {"value": expected["mae"].value, "low": expected["mae"].low, "high": expected["mae"].high}
@@ -147,7 +148,7 @@ def test_the_comparison_is_that_of_the_metrics_on_patients_with_a_measured_value
     mean[0] = np.nan
     comparison = report.evaluation_sections(evaluation(tmp_path, table), "volume", baselines={"mean": mean})[1]
     known = table[1:]
-    expected = metrics.difference(known["volume_predicted"].to_numpy(), mean[1:], known["volume"].to_numpy())
+    expected = regression.difference(known["volume_predicted"].to_numpy(), mean[1:], known["volume"].to_numpy())
     assert comparison.table.iloc[1, 2] == f"\N{MINUS SIGN}{-expected.value:.3g}\N{NO-BREAK SPACE}mL"
 
 
@@ -221,7 +222,7 @@ def test_residuals_show_bias_and_limits_of_agreement():
     (axes,) = report.figure_residuals(measured, predicted, unit="1").axes
     points, *levels = axes.lines
     assert points.get_ydata().tolist() == [0.5, 0.0, -2.0] and points.get_xdata().tolist() == [1.25, 2.0, 3.0]
-    assert [line.get_ydata()[0] for line in levels] == list(metrics.limits_of_agreement(predicted, measured))
+    assert [line.get_ydata()[0] for line in levels] == list(regression.limits_of_agreement(predicted, measured))
     assert axes.get_ylabel() == "predicted minus measured"
 
 

@@ -1,36 +1,12 @@
-"""Judge predictions: errors over the whole cohort, one value per patient, with intervals from resampled patients.
-
-Every measure is computed from how often each patient counts: once for the estimate, as often as drawn for a bootstrap
-resample. A measure that does not exist, such as the correlation with a constant, is nan.
-"""
+"""Judge predicted numbers: errors and correlations over the whole cohort, one value per patient."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
-# counts (R, P), prediction (P,), measured (P,) -> (R,)
-_Measure = Callable[[Array, Array, Array], Array]
-# Values held at once by one step of the bootstrap, about 16 MB an array, however large the cohort.
-_CHUNK = 2_000_000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A measure of the cohort and its interval; nan where the measure does not exist.
-
-    Args:
-        value: the measure on the patients as they are.
-        low, high: ends of the interval, same unit as ``value``.
-    """
-
-    value: float
-    low: float
-    high: float
+from monai_mvreg.metrics.bootstrap import Array, Estimate, estimates, once
 
 
 def mean_absolute_error(pred: Array, target: Array) -> float:
@@ -47,7 +23,8 @@ def mean_absolute_error(pred: Array, target: Array) -> float:
         >>> mean_absolute_error(np.array([1.0, 3.0]), np.array([1.0, 2.0]))
         0.5
     """
-    return _once(_mae, pred, target)
+    pred, target = _pair(pred, target, least=1)
+    return once(partial(_mae, pred=pred, target=target), len(target))
 
 
 def limits_of_agreement(pred: Array, target: Array, *, z: float = 1.96) -> tuple[float, float, float]:
@@ -78,8 +55,6 @@ def cohort_metrics(
 ) -> dict[str, Estimate]:
     """Errors and correlations of a cohort, each with a percentile bootstrap interval over patients.
 
-    Resamples in which a measure does not exist, such as one patient drawn over and over, are left out of its interval.
-
     Args:
         pred: predicted values ``(P,)`` in target units, one per patient, ``P >= 2``.
         target: measured values ``(P,)`` in target units.
@@ -105,12 +80,8 @@ def cohort_metrics(
     """
     pred, target = _pair(pred, target, least=2)
     measures = {"mae": _mae, "rmse": _rmse, "r2": _r2, "pearson": _pearson, "spearman": _spearman}
-    drawn: dict[str, list[Array]] = {name: [] for name in measures}
-    for counts in _draws(len(target), resamples, confidence, seed):
-        for name, measure in measures.items():
-            drawn[name].append(measure(counts, pred, target))
-    values = {name: _once(measure, pred, target) for name, measure in measures.items()}
-    return {name: _estimate(values[name], np.concatenate(drawn[name]), confidence) for name in measures}
+    counted = {name: partial(measure, pred=pred, target=target) for name, measure in measures.items()}
+    return estimates(counted, len(target), resamples=resamples, confidence=confidence, seed=seed)
 
 
 def difference(
@@ -141,8 +112,9 @@ def difference(
     pred_a, target = _pair(pred_a, target, least=2)
     pred_b, target = _pair(pred_b, target, least=2)
     apart = np.abs(pred_a - target) - np.abs(pred_b - target)
-    drawn = [_mean(counts, apart) for counts in _draws(len(apart), resamples, confidence, seed)]
-    return _estimate(float(apart.mean()), np.concatenate(drawn), confidence)
+    measures = {"difference": lambda counts: _mean(counts, apart)}
+    found = estimates(measures, len(apart), resamples=resamples, confidence=confidence, seed=seed)
+    return found["difference"]
 
 
 def _pair(pred: Array, target: Array, *, least: int) -> tuple[Array, Array]:
@@ -157,31 +129,6 @@ def _pair(pred: Array, target: Array, *, least: int) -> tuple[Array, Array]:
         if len(wrong):
             raise ValueError(f"expected finite values, got {name} {values[wrong[0]]} at index {wrong[0]}")
     return pred, target
-
-
-def _once(measure: _Measure, pred: Array, target: Array) -> float:
-    """The measure with each patient counted once."""
-    pred, target = _pair(pred, target, least=1)
-    return float(measure(np.ones((1, len(pred))), pred, target)[0])
-
-
-def _draws(patients: int, resamples: int, confidence: float, seed: int) -> Iterator[Array]:
-    """How often each patient is drawn, ``(R, P)`` with rows that sum to ``P``, a chunk of resamples at a time."""
-    if resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(f"expected resamples >= 1 and 0 < confidence < 1, got {resamples} and {confidence}")
-    generator, step = np.random.default_rng(seed), max(1, _CHUNK // patients)
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        cells = generator.integers(patients, size=(rows, patients)) + patients * np.arange(rows)[:, None]
-        yield np.bincount(cells.ravel(), minlength=rows * patients).reshape(rows, patients).astype(np.float64)
-
-
-def _estimate(value: float, drawn: Array, confidence: float) -> Estimate:
-    exists = drawn[~np.isnan(drawn)]
-    if np.isnan(value) or not len(exists):
-        return Estimate(value, np.nan, np.nan)
-    low, high = np.quantile(exists, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(value, float(low), float(high))
 
 
 def _mean(counts: Array, values: Array) -> Array:

@@ -1,0 +1,375 @@
+"""Judge predicted risk: who has the event first, who has it by a given day, and how true predicted chances are.
+
+A label is ``(P, 2)``: the time in days, and 1 if the event happened then or 0 if the patient was last seen without it.
+A risk has no unit; higher is sooner. A chance of survival is that of no event through a day, between 0 and 1.
+
+What censoring hides is weighed in by ``G``, the Kaplan-Meier chance to be seen without censoring, of the same patients;
+at equal times events come before censorings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from monai_mvreg.metrics.bootstrap import Array, Estimate, Measure, estimates, once
+
+
+def kaplan_meier(label: Array) -> tuple[Array, Array]:
+    """Chance of survival by the product-limit method.
+
+    Args:
+        label: ``(P, 2)``, time in days and event, ``P >= 1``.
+
+    Returns:
+        The distinct times ``(U,)`` in days, increasing, and the chance ``(U,)`` of no event through each of them.
+
+    Raises:
+        ValueError: as :func:`concordance`.
+
+    Example:
+        >>> kaplan_meier(np.array([[1.0, 1], [2, 0], [3, 1]]))
+        (array([1., 2., 3.]), array([0.66666667, 0.66666667, 0.        ]))
+
+    Source: Kaplan, Meier, J Am Stat Assoc 1958. https://doi.org/10.1080/01621459.1958.10501452
+    """
+    followed = _Followed(label)
+    return followed.days, followed.survival(np.ones((1, len(followed.time))))[0]
+
+
+def concordance(risk: Array, label: Array) -> float:
+    """Harrell's concordance: of all pairs whose order is known, the share in which the higher risk comes first.
+
+    An event and a censoring at the same time are a pair, two events are not; equal risks count half.
+
+    Args:
+        risk: ``(P,)``, higher is sooner, ``P >= 1``.
+        label: ``(P, 2)``, time in days and event.
+
+    Returns:
+        0.5 for chance, 1 for the right order, nan without a pair.
+
+    Raises:
+        ValueError: if lengths differ, a value is not finite, a time is negative, or an event is not 0 or 1.
+
+    Example:
+        >>> concordance(np.array([3.0, 2.0, 1.0]), np.array([[1.0, 1], [2, 0], [3, 1]]))
+        1.0
+
+    Source: Harrell et al., Stat Med 1996. https://doi.org/10.1002/(SICI)1097-0258(19960229)15:4<361::AID-SIM168>3.0.CO;2-4
+    """
+    followed = _Followed(label)
+    return once(_harrell(_numbers(risk, followed, "risk"), followed), len(followed.time))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is predicted about the time to an event of each patient.
+
+    Args:
+        risk: ``(P,)``, higher is sooner.
+        days: the horizons ``(T,)`` in days, increasing; the last one should leave some patients under observation.
+        survival: ``(P, T)``, chance of no event through each horizon; None: only the order is predicted.
+    """
+
+    risk: Array
+    days: Sequence[float]
+    survival: Array | None = None
+
+
+def survival_metrics(
+    forecast: Forecast, label: Array, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Estimate]:
+    """Order of risk and truth of chances, each with a percentile bootstrap interval over patients.
+
+    The weights against censoring are estimated anew in every resample.
+
+    Args:
+        forecast: what is judged.
+        label: ``(P, 2)``, time in days and event.
+        resamples: how often the patients are drawn anew, with replacement.
+        confidence: share of the resamples inside the interval, between 0 and 1.
+        seed: of the draws; the same seed gives the same intervals.
+
+    Returns:
+        ``harrell``; ``uno``, the concordance of events before the last horizon, free of the pattern of censoring;
+        ``auc_<day>``, for each horizon, the chance that a patient with an event by then has the higher risk than one
+        without; ``slope``, the coefficient of the risk in a Cox model, 1 for a log risk of the right spread, below 1
+        for one too wide. With chances also ``brier_<day>``, their mean squared error; ``ibs``, its mean over the days
+        between the first and the last horizon; ``observed_to_expected_<day>``, events by then, by Kaplan-Meier, over
+        those predicted.
+
+    Raises:
+        ValueError: as :func:`concordance`, or if horizons do not increase, a chance is not between 0 and 1, or an
+            option is out of range.
+
+    Source: Uno et al., Stat Med 2011. https://doi.org/10.1002/sim.4154; Uno et al., J Am Stat Assoc 2007.
+    https://doi.org/10.1198/016214507000000149; Graf et al., Stat Med 1999; van Houwelingen, Stat Med 2000.
+    """
+    measures = _measures(forecast, _Followed(label))
+    return estimates(measures, len(label), resamples=resamples, confidence=confidence, seed=seed)
+
+
+def survival_differences(
+    a: Forecast, b: Forecast, label: Array, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Estimate]:
+    """Each metric of A minus that of B on the same patients, whose resamples they share.
+
+    A has the better order where the interval of a concordance or an AUC is above zero, and the better chances where
+    that of a Brier score is below zero.
+
+    Args:
+        a: the first forecast.
+        b: the second forecast; metrics that only one of both has are left out.
+        label: ``(P, 2)``, time in days and event.
+        resamples: how often the patients are drawn anew, with replacement.
+        confidence: share of the resamples inside the interval, between 0 and 1.
+        seed: of the draws; the same seed gives the same intervals.
+
+    Raises:
+        ValueError: as :func:`survival_metrics`.
+    """
+    followed = _Followed(label)
+    of_a, of_b = _measures(a, followed), _measures(b, followed)
+    apart: dict[str, Measure] = {name: partial(_minus, a=of_a[name], b=of_b[name]) for name in of_a if name in of_b}
+    return estimates(apart, len(label), resamples=resamples, confidence=confidence, seed=seed)
+
+
+def d_calibration(survival: Array, label: Array, *, bins: int = 10) -> float:
+    """How well predicted chances at each patient's own time fit a uniform distribution, as they do if they are true.
+
+    Args:
+        survival: ``(P,)``, the predicted chance of no event through the patient's own time.
+        label: ``(P, 2)``, time in days and event; a censored patient counts in parts for what may still come.
+        bins: parts of equal width between 0 and 1.
+
+    Returns:
+        The p-value of Pearson's test with ``bins - 1`` degrees of freedom; below 0.05 the chances are not calibrated.
+
+    Raises:
+        ValueError: as :func:`survival_metrics`.
+
+    Source: Haider et al., J Mach Learn Res 2020. https://jmlr.org/papers/v21/18-772.html
+    """
+    followed = _Followed(label)
+    chance = _chances(survival, followed, (len(followed.time),))
+    # An event lies in the bin of its chance. A censored patient's event is spread evenly from 0 up to its chance.
+    low = np.arange(bins) / bins
+    # The upper end belongs to the bin, but 0 to the first.
+    own = np.clip(np.ceil(chance * bins) - 1, 0, bins - 1).astype(int)
+    below = np.clip(chance[:, None] - low, 0, 1 / bins)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = np.where(chance[:, None] > 0, below / chance[:, None], low == 0)
+    seen = np.where(followed.event[:, None], np.arange(bins) == own[:, None], spread).sum(0)
+    expected = len(chance) / bins
+    statistic = float(((seen - expected) ** 2 / expected).sum())
+    half = torch.tensor([(bins - 1) / 2, statistic / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(half[0], half[1]))
+
+
+class _Followed:
+    """The label, sorted once; sums over patients of equal time for many resamples."""
+
+    def __init__(self, label: Array) -> None:
+        label = np.asarray(label, dtype=np.float64)
+        if label.ndim != 2 or label.shape[1] != 2 or len(label) < 1:
+            raise ValueError(f"expected a label (P, 2) of at least one patient, got shape {label.shape}")
+        wrong = np.flatnonzero(~np.isfinite(label).all(1) | (label[:, 0] < 0) | ~np.isin(label[:, 1], (0, 1)))
+        if len(wrong):
+            time, event = label[wrong[0]]
+            raise ValueError(f"expected days >= 0 and an event 0 or 1, got {time} and {event} at index {wrong[0]}")
+        self.time, self.event = label[:, 0], label[:, 1] > 0
+        self.days, self.index = np.unique(self.time, return_inverse=True)
+        self.order = np.argsort(self.index, kind="stable")
+        self.first = np.searchsorted(self.index[self.order], np.arange(len(self.days)))
+
+    def sums(self, counts: Array) -> Array:
+        """Sum ``(R, P)`` over the patients of each time: ``(R, U)``."""
+        return np.asarray(np.add.reduceat(counts[:, self.order], self.first, axis=1), dtype=np.float64)
+
+    def survival(self, counts: Array) -> Array:
+        """Kaplan-Meier chance ``(R, U)`` of no event through each time."""
+        return _product(self.sums(counts * self.event), _from_here(self.sums(counts)))
+
+    def uncensored(self, counts: Array) -> Array:
+        """Kaplan-Meier chance ``(R, U)`` of no censoring through each time; events of that time are gone before."""
+        events = self.sums(counts * self.event)
+        return _product(self.sums(counts * ~self.event), _from_here(self.sums(counts)) - events)
+
+    def at(self, chances: Array, day: float) -> Array:
+        """The value ``(R,)`` of a step function over the times ``(R, U)`` on a day; 1 before the first time."""
+        step = int(np.searchsorted(self.days, day, side="right")) - 1
+        return chances[:, step] if step >= 0 else np.ones(len(chances))
+
+
+def _product(gone: Array, at_risk: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        stay = np.where(at_risk > 0, 1 - gone / at_risk, 1)
+    return np.asarray(np.cumprod(stay, axis=1), dtype=np.float64)
+
+
+def _from_here(sums: Array) -> Array:
+    later: Array = np.cumsum(sums[:, ::-1], axis=1)[:, ::-1]
+    return later
+
+
+def _measures(forecast: Forecast, followed: _Followed) -> dict[str, Measure]:
+    risk, days, survival = _numbers(forecast.risk, followed, "risk"), forecast.days, forecast.survival
+    if not len(days) or any(low >= high for low, high in zip([0.0, *days], days, strict=False)):
+        raise ValueError(f"expected horizons in days that increase from above 0, got {list(days)}")
+    lower = _LowerAndLater(risk, followed)
+    measures: dict[str, Measure] = {
+        "harrell": partial(_concordance, lower=lower, followed=followed, horizon=None),
+        "uno": partial(_concordance, lower=lower, followed=followed, horizon=days[-1]),
+        "slope": partial(_slope, risk=risk, followed=followed),
+    }
+    measures |= {f"auc_{day:g}": partial(_auc, risk=risk, followed=followed, day=day) for day in days}
+    if survival is not None:
+        survival = _chances(survival, followed, (len(risk), len(days)))
+        for day, chance in zip(days, survival.T, strict=True):
+            predicted = {"chance": chance, "followed": followed, "day": day}
+            measures[f"brier_{day:g}"] = partial(_brier, **predicted)
+            measures[f"observed_to_expected_{day:g}"] = partial(_observed_to_expected, **predicted)
+        if len(days) > 1:
+            briers = [measures[f"brier_{day:g}"] for day in days]
+            measures["ibs"] = partial(_over_days, measures=briers, days=np.asarray(days, dtype=np.float64))
+    return measures
+
+
+def _harrell(risk: Array, followed: _Followed) -> Measure:
+    return partial(_concordance, lower=_LowerAndLater(risk, followed), followed=followed, horizon=None)
+
+
+class _LowerAndLater:
+    """For each patient, the sum over those of later time and lower risk, equal risk counting half.
+
+    Two patients of different time first part ways at one bit of its rank. For each bit, those alike above it are sorted
+    by risk once; a running sum over those with the bit set then answers all without it. O(P log^2 P) once, O(P log P)
+    for each resample.
+    """
+
+    def __init__(self, risk: Array, followed: _Followed) -> None:
+        # An event comes before a censoring of the same time.
+        self.rank = (2 * followed.index + ~followed.event).astype(np.int64)
+        _, level = np.unique(risk, return_inverse=True)
+        self.bits = []
+        for bit in range(int(self.rank.max()).bit_length()):
+            alike, late = self.rank >> (bit + 1), (self.rank >> bit) & 1
+            key = alike * (level.max() + 1) + level
+            order = np.argsort(key, kind="stable")
+            ends = [np.searchsorted(key[order], key, side=side) for side in ("left", "right")]
+            start = np.searchsorted(alike[order], alike)
+            self.bits.append((order, late[order].astype(np.float64), *ends, start, late == 0))
+
+    def sums(self, counts: Array) -> tuple[Array, Array]:
+        """Of ``counts (R, P)``: the sum over the later of lower risk, and over all that are later, both ``(R, P)``."""
+        lower = np.zeros_like(counts)
+        for order, late, first, last, start, early in self.bits:
+            running = np.zeros((len(counts), counts.shape[1] + 1))
+            np.cumsum(counts[:, order] * late, axis=1, out=running[:, 1:])
+            lower += early * (0.5 * (running[:, first] + running[:, last]) - running[:, start])
+        by_rank = np.argsort(self.rank, kind="stable")
+        running = np.zeros((len(counts), counts.shape[1] + 1))
+        np.cumsum(counts[:, by_rank][:, ::-1], axis=1, out=running[:, 1:])
+        later: Array = running[:, len(self.rank) - np.searchsorted(self.rank[by_rank], self.rank, side="right")]
+        return lower, later
+
+
+def _concordance(counts: Array, *, lower: _LowerAndLater, followed: _Followed, horizon: float | None) -> Array:
+    weights = counts * followed.event
+    if horizon is not None:
+        before = followed.time < horizon
+        weights = np.where(before, weights * _inverse(followed.uncensored(counts)[:, followed.index]) ** 2, 0)
+    below, later = lower.sums(counts)
+    return _ratio((weights * below).sum(1), (weights * later).sum(1))
+
+
+def _auc(counts: Array, *, risk: Array, followed: _Followed, day: float) -> Array:
+    order = np.argsort(risk, kind="stable")
+    time, event, index = followed.time[order], followed.event[order], followed.index[order]
+    free = counts[:, order] * (time > day)
+    happened = event & (time <= day)
+    cases = np.where(happened, counts[:, order] * _inverse(followed.uncensored(counts)[:, index]), 0)
+    running = np.zeros((len(counts), len(risk) + 1))
+    np.cumsum(free, axis=1, out=running[:, 1:])
+    ends = [np.searchsorted(risk[order], risk[order], side=side) for side in ("left", "right")]
+    lower = 0.5 * (running[:, ends[0]] + running[:, ends[1]])
+    return _ratio((cases * lower).sum(1), cases.sum(1) * free.sum(1))
+
+
+def _brier(counts: Array, *, chance: Array, followed: _Followed, day: float) -> Array:
+    uncensored = followed.uncensored(counts)
+    happened = followed.event & (followed.time <= day)
+    own = np.where(happened, _inverse(uncensored[:, followed.index]), 0)
+    free = np.where(followed.time > day, _inverse(followed.at(uncensored, day))[:, None], 0)
+    squared = own * chance**2 + free * (1 - chance) ** 2
+    return _ratio((counts * squared).sum(1), counts.sum(1))
+
+
+def _over_days(counts: Array, *, measures: Sequence[Measure], days: Array) -> Array:
+    """The mean of a score over time, by the trapezoid rule."""
+    scores = np.stack([measure(counts) for measure in measures], axis=1)
+    mean: Array = (0.5 * (scores[:, 1:] + scores[:, :-1]) * np.diff(days)).sum(1) / (days[-1] - days[0])
+    return mean
+
+
+def _observed_to_expected(counts: Array, *, chance: Array, followed: _Followed, day: float) -> Array:
+    observed = 1 - followed.at(followed.survival(counts), day)
+    return _ratio(observed, (counts * (1 - chance)).sum(1) / counts.sum(1))
+
+
+def _slope(counts: Array, *, risk: Array, followed: _Followed) -> Array:
+    """Newton's method for the partial likelihood (Breslow's for ties) of all resamples at once."""
+    risk = risk - risk.mean()
+    events = followed.sums(counts * followed.event)
+    of_events = (counts * followed.event) @ risk
+    slope = np.zeros(len(counts))
+    with np.errstate(all="ignore"):
+        for _ in range(30):
+            exponent = slope[:, None] * risk
+            weight = counts * np.exp(exponent - exponent.max(1, keepdims=True))
+            total, first, second = (_from_here(followed.sums(weight * risk**power)) for power in (0, 1, 2))
+            mean = first / total
+            gradient = of_events - np.where(events > 0, events * mean, 0).sum(1)
+            curvature = np.where(events > 0, events * (second / total - mean**2), 0).sum(1)
+            step = gradient / curvature
+            # A risk of another scale than the log hazard may start far off.
+            slope = slope + np.clip(step, -2 - np.abs(slope), 2 + np.abs(slope))
+    found: Array = np.where(np.abs(step) < 1e-6 * (1 + np.abs(slope)), slope, np.nan)
+    return found
+
+
+def _minus(counts: Array, *, a: Measure, b: Measure) -> Array:
+    return a(counts) - b(counts)
+
+
+def _inverse(chance: Array) -> Array:
+    """1 / chance; nan where nobody was left to be seen."""
+    return 1 / np.where(chance > 0, chance, np.nan)
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    return numerator / np.where(denominator > 0, denominator, np.nan)
+
+
+def _numbers(values: Array, followed: _Followed, name: str) -> Array:
+    values = np.asarray(values, dtype=np.float64)
+    if values.shape != followed.time.shape:
+        raise ValueError(f"expected a {name} for each of {len(followed.time)} patients, got shape {values.shape}")
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        raise ValueError(f"expected finite values, got {name} {values[wrong[0]]} at index {wrong[0]}")
+    return values
+
+
+def _chances(values: Array, followed: _Followed, shape: tuple[int, ...]) -> Array:
+    values = np.asarray(values, dtype=np.float64)
+    if values.shape != shape:
+        raise ValueError(f"expected chances of shape {shape}, got {values.shape}")
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"expected chances between 0 and 1, got {values.min()} to {values.max()}")
+    return values

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cause = error if isinstance(error, OSError) else user_error(error)
         if cause is None:
             raise
-        print(f"error: {cause}", file=sys.stderr)
+        named = isinstance(cause, OSError) and cause.filename is not None
+        print(f"error: {cause.filename}: {cause.strerror}" if named else f"error: {cause}", file=sys.stderr)  # type: ignore[attr-defined]
         return 2
     return 0
 
@@ -107,6 +108,7 @@ def _scan(options: argparse.Namespace) -> None:
 
     from monai_mvreg.cohort.inventory import as_json, contact_sheet, take_inventory, visits
     from monai_mvreg.cohort.sources import join_outcomes, pseudonym
+    from monai_mvreg.cohort.table import TableRows
 
     page = (options.out or Path("scans.csv")).with_suffix(".html") if options.thumbnails else None
     for path in (options.out, page):
@@ -114,17 +116,31 @@ def _scan(options: argparse.Namespace) -> None:
             raise FileExistsError(f"expected a new file, {path} exists: name another with --out")
     if options.outcomes and not options.out:
         raise ValueError("expected --out with --outcomes: the joined table is what they are for")
+    if options.out and options.out.suffix not in (".csv", ".tsv"):
+        raise ValueError(f"expected --out to end in .csv or .tsv, got {options.out}")
+    for path in (options.out, page):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise FileNotFoundError(f"expected a folder for {path}, there is none: make it first")
+    if options.outcomes:  # a mistake in it is better known before a long search
+        TableRows(options.outcomes).need(options.patient)
     secret = options.hash_key.read_bytes().strip() if options.hash_key else b""
+    if options.hash_key and not options.out:
+        raise ValueError("expected --out with --hash-key: only the table holds the keys of patients")
     if options.hash_key and len(secret) < 16:
         raise ValueError(f"expected a secret of at least 16 characters in {options.hash_key}, got {len(secret)}")
     found = take_inventory(options.folder, everything=options.all, resample=options.resample)
     rows, unmatched = found.rows, list[str]()
+    if secret:  # in the order of the hashes: that of the keys would tell who comes first
+        hashes = {key: pseudonym(key, secret) for key in rows["patient"]}
+        rows = rows.sort_values("patient", key=lambda keys: keys.map(hashes), kind="stable", ignore_index=True)
+        if shown := sum(key in path for key, path in zip(rows["patient"], rows["path"], strict=True)):
+            print(f"warning: the paths of {shown} scans hold the key of their patient: rename folders", file=sys.stderr)
     if options.outcomes:
         rows, unmatched = join_outcomes(rows, options.outcomes, patient=options.patient)
     if secret:
-        rows = rows.assign(patient=[pseudonym(key, secret) for key in rows["patient"]])
+        rows = rows.assign(patient=rows["patient"].map(hashes))
     if options.out:
-        rows.to_csv(options.out, index=False)
+        rows.to_csv(options.out, index=False, sep="\t" if options.out.suffix == ".tsv" else ",")
     if page is not None:
         contact_sheet(page, found, identify=options.identify)
     if options.json:
@@ -143,6 +159,8 @@ def _scan(options: argparse.Namespace) -> None:
         print(f"{undated} scans have no date: fill in the column day, or train with --columns#day '$None'")
     if several := int((rows["frames"] > 1).sum()):
         print(f"{several} scans have several time points: train with --reader#frame mean, or the number of one")
+    if colours := sum(scan.colour for scan in found.scans):
+        print(f"{colours} scans are coloured: remove their rows, or train on colours alone with --reader#colour True")
     if page is not None:
         print(f"Pictures: {page}")
     if not options.out:

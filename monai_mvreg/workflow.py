@@ -160,7 +160,7 @@ def user_error(error: BaseException) -> BaseException | None:
     """Find the error a user can mend: the outermost among an error and its causes that speaks of the user's files.
 
     These are the ``ValueError`` and ``FileNotFoundError`` of this package, a file that another one does not find (the
-    trained model), and a component of the config that does not exist or does not have an argument.
+    trained model) or may not open, and a component of the config that does not exist or does not have an argument.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -168,7 +168,7 @@ def user_error(error: BaseException) -> BaseException | None:
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         ours = trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("monai_mvreg")
-        if isinstance(cause, FileNotFoundError) or (ours and isinstance(cause, ValueError)):
+        if isinstance(cause, (FileNotFoundError, PermissionError)) or (ours and isinstance(cause, ValueError)):
             return cause
         if isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause):
             return cause

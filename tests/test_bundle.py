@@ -569,7 +569,7 @@ def test_another_metric_beside_the_first_is_no_mistake(study: Study) -> None:
 
 def test_a_missing_cohort_file_is_named(explain: Callable[..., str], tmp_path: Path) -> None:
     file = tmp_path / "absent.csv"
-    assert explain(cohort_file=str(file)) == f"expected a table of scans, found no file {file}"
+    assert explain(cohort_file=str(file)) == f"expected a table, found no file {file}"
 
 
 def test_a_scan_that_does_not_exist_is_named_by_its_row(

@@ -20,7 +20,7 @@ from pydicom.fileset import FileSet
 from pydicom.uid import BasicTextSRStorage, SecondaryCaptureImageStorage, generate_uid
 
 from monai_mvreg.scans.dates import in_order
-from monai_mvreg.scans.files import ScanError
+from monai_mvreg.scans.files import ScanError, read_range
 from monai_mvreg.scans.find import find_scans
 from monai_mvreg.scans.read import read_scan
 
@@ -44,6 +44,75 @@ def test_a_scan_knows_everything_from_headers_and_hides_its_patient(tmp_path: Pa
     assert (left_out.path.name, left_out.reason) == ("notes.txt", "no scan: another format")
 
 
+def test_the_date_of_a_scan_is_that_of_its_acquisition_where_one_slice_has_another_date_alone(tmp_path: Path) -> None:
+    for z in (0, 1):
+        write_slice(tmp_path / f"{z}", z, AcquisitionDate="20200102", StudyDate="20191231")
+    write_slice(tmp_path / "2", 2, StudyDate="20191231")
+    (scan,), _ = find_scans(tmp_path)
+    assert (scan.date, scan.date_from) == (datetime.date(2020, 1, 2), "AcquisitionDate")
+
+
+@pytest.mark.parametrize("ruin", ["empty", "short", "zeros", "mark", "bare", "gone"])
+def test_a_last_slice_that_lost_its_content_is_missed(ruin: str, tmp_path: Path) -> None:
+    write_series(tmp_path, (0, 1, 2, 3))
+    last, whole = tmp_path / "im3", (tmp_path / "im3").read_bytes()
+    zeros = bytes(512) + whole[512:]
+    changed = {"empty": b"", "short": whole[:100], "zeros": zeros, "mark": whole[:131] + b"N" + whole[132:]}
+    last.unlink()
+    if ruin == "gone":
+        last.symlink_to(tmp_path / "nowhere")
+    else:
+        last.write_bytes(changed.get(ruin, whole[132:]))
+    (tmp_path / "notes.txt").write_bytes(b"")  # junk, not a slice
+    for address in (tmp_path, f"{tmp_path}#1.2.3"):
+        with pytest.raises(ScanError, match=r"a damaged file in its folder: im3"):
+            read_scan(address)
+    assert not find_scans(tmp_path)[0]
+
+
+def test_an_empty_file_of_another_name_is_no_slice(tmp_path: Path) -> None:
+    write_series(tmp_path, (0, 1, 2))
+    (tmp_path / "empty").write_bytes(b"")
+    assert read_scan(tmp_path).array.shape == (4, 3, 3)
+
+
+def test_a_damaged_file_in_a_folder_of_its_own_is_missed_by_the_series_around_it(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", (0, 2))
+    write_series(tmp_path / "b", (1, 3))
+    write_series(tmp_path / "other", SeriesInstanceUID="1.2.4")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/cut").write_bytes(write_slice(tmp_path / "whole", 4).read_bytes()[:300])
+    (tmp_path / "whole").unlink()
+    scans, _ = find_scans(tmp_path)
+    assert [scan.key for scan in scans] == ["1.2.4"]
+    with pytest.raises(ScanError, match="a damaged file in its folder: cut"):
+        read_scan(f"{tmp_path}#1.2.3")
+
+
+def test_a_series_that_refers_to_others_is_read_whole_by_its_address(tmp_path: Path) -> None:
+    write_series(tmp_path, (0, 1, 2))
+    write_series(tmp_path / "other", SeriesInstanceUID="1.2.4")
+    image = new_image(3)
+    other = pydicom.Dataset()
+    other.SeriesInstanceUID, other.RetrieveURL = "9.9.9", "x" * 20_000
+    image.ReferencedSeriesSequence = [other]
+    save(image, tmp_path / "im3")
+    assert read_scan(f"{tmp_path}#1.2.3").array.shape == (4, 3, 4)
+
+
+def test_one_file_named_twice_is_one_file(tmp_path: Path) -> None:
+    write_series(tmp_path, (0, 1))
+    assert [scan.frames for scan in find_scans([tmp_path, tmp_path / "im0"])[0]] == [1]
+
+
+def test_the_key_of_a_patient_is_read_in_the_character_set_of_its_file(tmp_path: Path) -> None:
+    for name, encoding in (("ISO_IR 192", "utf-8"), ("ISO_IR 100", "latin-1")):
+        image = new_image(SpecificCharacterSet=name, SeriesInstanceUID=f"1.{len(encoding)}")
+        image.PatientID = "M\u00fcller1"
+        save(image, tmp_path / encoding)
+    assert [scan.patient for scan in find_scans(tmp_path)[0]] == ["M\u00fcller1"] * 2
+
+
 def test_the_date_of_a_scan_is_its_earliest_moment(tmp_path: Path) -> None:
     for z, time in ((0, "120001"), (1, "115959"), (2, "120003")):
         write_slice(tmp_path / f"{z}", z, AcquisitionDate="20200130", AcquisitionTime=time)
@@ -52,9 +121,22 @@ def test_the_date_of_a_scan_is_its_earliest_moment(tmp_path: Path) -> None:
 
 def test_no_pixels_are_read_to_find_scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_series(tmp_path)
-    monkeypatch.setattr("monai_mvreg.scans.stacks.read_values", None)
-    monkeypatch.setattr("monai_mvreg.scans.packed.read_range", None)
-    assert len(find_scans(tmp_path)[0]) == 1
+    most = 0
+
+    def limited(path: Any, start: int, length: int) -> tuple[bytes, int]:
+        nonlocal most
+        data, size = read_range(path, start, length)
+        most = max(most, start + len(data))
+        return data, size
+
+    for path in tmp_path.iterdir():
+        image = pydicom.dcmread(path)
+        image.Rows, image.Columns, image.PixelData = 400, 500, bytes(400_000)
+        image.save_as(path)
+    monkeypatch.setattr("monai_mvreg.scans.elements.read_range", limited)
+    monkeypatch.setattr("monai_mvreg.scans.copies.read_values", None)
+    assert find_scans(tmp_path)[0][0].shape == (500, 400, 3)
+    assert 0 < most < 20_000
 
 
 def test_a_series_spread_over_folders_is_one_scan_at_their_common_folder(tmp_path: Path) -> None:

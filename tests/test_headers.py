@@ -96,8 +96,9 @@ def test_a_document_is_no_image_and_an_image_without_rows_is_damaged(tmp_path: P
         file_of(save(image, tmp_path / "b"))
     with pytest.raises(NoImageError, match="without pixels \\(MR Spectroscopy Storage\\)"):
         file_of(write_slice(tmp_path / "s", SOPClassUID=MRSpectroscopyStorage, BitsAllocated=None, PixelData=None))
-    with pytest.raises(NoImageError, match="belongs to no series"):
+    with pytest.raises(ScanError, match="belongs to no series") as damaged:
         file_of(write_slice(tmp_path / "c", SeriesInstanceUID=None))
+    assert not isinstance(damaged.value, NoImageError)
 
 
 def test_slices_are_known_by_class_and_projections_by_modality(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from monai_mvreg.cohort.inventory import as_json, contact_sheet, take_inventory, visits
 from monai_mvreg.scans.files import ScanError
+from monai_mvreg.scans.read import read_scan
 
 
 def pictures(page: Path) -> list[np.ndarray]:
@@ -109,3 +111,39 @@ def test_a_scan_that_cannot_be_read_says_so_in_its_place_and_the_page_needs_noth
     page = (tmp_path / "page.html").read_text()
     assert "cannot be" in page and not pictures(tmp_path / "page.html")
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<script", page)
+
+
+def test_a_picture_that_may_have_a_name_in_it_is_not_shown_whichever_slice_says_so(tmp_path: Path) -> None:
+    for z, said in ((0, "NO"), (1, "YES"), (2, "NO")):
+        write_slice(tmp_path / "a" / f"{z}", z, BurnedInAnnotation=said)
+    captured = "1.2.840.10008.5.1.4.1.1.7"
+    write_slice(tmp_path / "b", SOPClassUID=captured, Modality="CT", SeriesInstanceUID="1.9")
+    for number, modality in enumerate(("US", "XC", "ES", "OT")):
+        write_slice(tmp_path / modality, Modality=modality, SeriesInstanceUID=f"1.8.{number}")
+    found = take_inventory(tmp_path, everything=True)
+    for identify in (False, True):
+        contact_sheet(tmp_path / f"{identify}.html", found, identify=identify)
+        assert len(pictures(tmp_path / f"{identify}.html")) == (6 if identify else 0)
+
+
+def test_what_would_move_the_cursor_of_a_terminal_is_not_shown(tmp_path: Path) -> None:
+    write_series(tmp_path, BodyPartExamined="A\x1b[2JB")
+    assert "\x1b" not in visits(take_inventory(tmp_path)) and "A[2JB" in visits(take_inventory(tmp_path))
+
+
+def test_series_that_lie_directly_in_the_folder_are_read_from_the_table(tmp_path: Path) -> None:
+    for number in range(2):
+        for z in (0, 1):
+            write_slice(tmp_path / f"{number}{z}", z, SeriesInstanceUID=f"1.{number}")
+    rows = take_inventory(tmp_path).rows
+    assert list(rows["path"]) == [".#1.0", ".#1.1"]
+    assert [read_scan(tmp_path / path).array.shape for path in rows["path"]] == [(4, 3, 2)] * 2
+
+
+def test_patients_of_a_zip_are_its_folders(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+        for name in ("p1", "p2"):
+            nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.int16), np.eye(4)), tmp_path / "x.nii")
+            archive.write(tmp_path / "x.nii", f"{name}/x.nii")
+    rows = take_inventory(tmp_path / "study.zip").rows
+    assert list(rows["patient"]) == ["p1", "p2"] and list(rows["path"]) == ["study.zip/p1/x.nii", "study.zip/p2/x.nii"]

@@ -239,3 +239,63 @@ def test_the_tiles_of_a_mosaic_of_united_imaging_state_their_places(tmp_path: Pa
 def test_an_ordinary_series_needs_none_of_this(tmp_path: Path) -> None:
     path = write_series(tmp_path) / "im0"
     assert len(read_slices(str(path), read_head(path))) == 1
+
+
+@pytest.mark.parametrize("axes", [[1, 0, 0, 0, -1, 0], [-1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 1, 0]])
+def test_heights_of_a_dose_grid_are_those_in_the_patient_whichever_way_its_rows_run(
+    axes: list[float], tmp_path: Path
+) -> None:
+    image = dose(ImageOrientationPatient=axes, ImagePositionPatient=[1, 2, 10], GridFrameOffsetVector=[10, 13, 16])
+    data = read_scan(save(image, tmp_path / "a"))
+    assert data.affine is not None
+    last = int(data.array[0, 0].argmax())  # the frame with the highest number
+    assert (data.affine @ [0, 0, last, 1])[2] == pytest.approx(16)
+
+
+@pytest.mark.parametrize(
+    "change", [{"SpacingBetweenSlices": None}, {"SliceVector": [1, 1, 2]}, {"SliceVector": [1, 2]}]
+)
+def test_a_tomogram_that_does_not_say_where_its_slices_lie_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    image = new_image(SOPClassUID=NuclearMedicineImageStorage, Modality="NM", NumberOfFrames=3)
+    image.ImageType, image.PixelData = ["ORIGINAL", "PRIMARY", "RECON TOMO", "EMISSION"], bytes(72)
+    image.SpacingBetweenSlices, image.SliceVector = 4, [1, 2, 3]
+    for name, value in change.items():
+        setattr(image, name, value) if value is not None else delattr(image, name)
+    assert "expected a reconstructed tomogram" in refusal(save(image, tmp_path / "a"))
+
+
+def test_water_and_fat_in_one_object_are_two_scans(tmp_path: Path) -> None:
+    frames = [
+        {
+            "PlanePositionSequence": at(z),
+            "MRImageFrameTypeSequence": item(FrameType=["DERIVED", "PRIMARY", "DIXON", kind]),
+        }
+        for kind, z in (("WATER", 0), ("WATER", 2), ("FAT", 4), ("FAT", 6))
+    ]
+    scans, _ = find_scans(save(enhanced(frames), tmp_path / "a"))
+    assert [(scan.key, scan.shape) for scan in scans] == [("1.2.3:fat", (4, 3, 2)), ("1.2.3:water", (4, 3, 2))]
+
+
+def test_a_parametric_map_with_a_table_of_values_is_refused(tmp_path: Path) -> None:
+    mapping = item(RealWorldValueLUTData=[1.0, 2.0])
+    image = enhanced([{"PlanePositionSequence": at(0), "RealWorldValueMappingSequence": mapping}])
+    image.SOPClassUID = ParametricMapStorage
+    assert "expected RealWorldValueSlope" in refusal(save(image, tmp_path / "a"))
+
+
+def test_a_scale_written_as_in_an_ordinary_image_counts(tmp_path: Path) -> None:
+    frames = [{"PlanePositionSequence": at(z)} for z in (0, 1)]
+    data = read_scan(save(enhanced(frames, RescaleSlope=3, RescaleIntercept=-5), tmp_path / "a"))
+    assert data.array[0, 0].tolist() == [-5, -2]
+
+
+def test_the_unit_of_an_enhanced_image_is_that_of_its_frames(tmp_path: Path) -> None:
+    shared = {"PixelValueTransformationSequence": item(RescaleSlope=1, RescaleIntercept=0, RescaleType="HU")}
+    frames = [{"PlanePositionSequence": at(z)} for z in (0, 1)]
+    assert read_scan(save(enhanced(frames, shared=shared), tmp_path / "a")).facts["unit"] == "HU"
+
+
+@pytest.mark.parametrize("image_type", [["ORIGINAL", "PRIMARY", "M", "MOSAIC"], ["ORIGINAL", "PRIMARY", "VFRAME"]])
+def test_a_mosaic_of_several_frames_is_none(image_type: list[str], tmp_path: Path) -> None:
+    image = new_image(ImageType=image_type, NumberOfFrames=2, PixelData=bytes(48))
+    assert find_scans(save(image, tmp_path / "a")) is not None

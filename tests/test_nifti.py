@@ -199,3 +199,36 @@ def test_a_pair_without_its_header_is_refused(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Pair(np.zeros((2, 2, 2), np.float32), AFFINE), tmp_path / "a.img")
     (tmp_path / "a.hdr").unlink()
     assert "a.img: cannot be opened" in refusal(tmp_path / "a.img")
+
+
+def test_the_header_of_a_pair_in_a_single_file_is_refused(tmp_path: Path) -> None:
+    raw = bytearray(write(tmp_path / "a.nii", np.ones((4, 3, 2), np.int16)).read_bytes())
+    raw[344:348] = b"ni1\0"
+    (tmp_path / "a.nii").write_bytes(bytes(raw))
+    assert "expected a NIfTI file" in refusal(tmp_path / "a.nii")
+
+
+def test_voxels_of_less_than_a_micron_are_voxels(tmp_path: Path) -> None:
+    data = read_scan(write(tmp_path / "a.nii", np.ones((4, 3, 2), np.int16), np.diag([5e-4, 5e-4, 5e-4, 1])))
+    assert data.facts["spacing"] == pytest.approx((5e-4,) * 3)
+
+
+def test_only_the_ending_tells_a_pair_apart(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Pair(np.ones((4, 3, 2), np.int16), AFFINE), tmp_path / "s.img_1.img")
+    assert read_scan(tmp_path / "s.img_1.img").array.shape == (4, 3, 2)
+
+
+def test_the_first_volume_of_many_is_read_without_the_others(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii.gz", np.random.default_rng(0).integers(0, 9, (200, 200, 50, 18)).astype(np.int16))
+    assert read_scan(path, frame=0).array.shape == (200, 200, 50)
+
+
+def test_a_small_file_that_would_fill_a_memory_is_refused(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "a.nii.gz", "wb") as file:
+        header = nib.Nifti1Header()
+        header.set_data_shape((1000, 1000, 1000))
+        header.set_data_dtype(np.uint8)
+        file.write(header.binaryblock + bytes(4))
+        for _ in range(100):
+            file.write(bytes(10_000_000))
+    assert "decompression bomb" in refusal(tmp_path / "a.nii.gz")

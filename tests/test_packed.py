@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import multiprocessing
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ import SimpleITK as sitk
 from make_dicom import new_image, refusal, save
 from PIL import Image
 from pydicom.pixels import get_decoder
-from pydicom.uid import JPEGLosslessSV1, RLELossless
+from pydicom.uid import ExplicitVRBigEndian, JPEGLosslessSV1, RLELossless
 
 from monai_mvreg.scans import packed
 from monai_mvreg.scans.elements import read_elements, read_head
@@ -192,3 +193,35 @@ def test_many_threads_read_packed_files_and_leave_logs_and_warnings_as_they_were
     for number, values in enumerate(found):
         np.testing.assert_array_equal(values, expected[number % 3])
     assert log.level == before and warnings.filters == filters
+
+
+def test_bits_that_are_no_value_are_dropped_from_every_stream_that_can_hold_them(tmp_path: Path) -> None:
+    stored = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    for at, syntax in enumerate((RLELossless, ExplicitVRBigEndian)):
+        image = new_image(BitsStored=12, HighBit=15)
+        image.PixelData = ((stored << 4) | 5).astype("<u2").tobytes()
+        if syntax == RLELossless:
+            image.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+            image.compress(RLELossless)
+        else:
+            image.PixelData = ((stored << 4) | 5).astype(">u2").tobytes()
+            image.file_meta.TransferSyntaxUID = syntax
+        np.testing.assert_array_equal(values_of(save(image, tmp_path / f"{at}"))[0], stored)
+
+
+def test_a_stream_that_begins_as_no_codec_of_its_syntax_does_gets_none(tmp_path: Path) -> None:
+    path = PYDICOM / "MR_small_jp2klossless.dcm"
+    raw = path.read_bytes()
+    at = raw.index(b"\xff\x4f\xff\x51")
+    (tmp_path / "a").write_bytes(raw[:at] + b"\0\0\0\x0cjP  \r\n" + raw[at + 10 :])
+    assert "got another beginning" in refusal(tmp_path / "a")
+
+
+def test_a_forked_process_decodes_although_a_thread_of_its_parent_did(tmp_path: Path) -> None:
+    path = PYDICOM / "MR_small_jp2klossless.dcm"
+    context = multiprocessing.get_context("fork")
+    with packed._quiet():  # as a thread would hold it at the moment of the fork
+        child = context.Process(target=values_of, args=(path,))
+        child.start()
+        child.join(timeout=20)
+    assert child.exitcode == 0

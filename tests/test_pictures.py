@@ -134,4 +134,54 @@ def test_a_header_that_claims_more_than_the_file_holds_is_refused(tmp_path: Path
     (tmp_path / "b.mha").write_bytes(fields.replace("NDims", "CompressedData = True\nNDims").encode() + bytes(48))
     assert "decompression bomb" in refusal(tmp_path / "b.mha")
     (tmp_path / "c.nrrd").write_bytes(b"NRRD0004\n nonsense")
-    assert "cannot read it" in refusal(tmp_path / "c.nrrd")
+    assert "expected the lines 'field: value'" in refusal(tmp_path / "c.nrrd")
+
+
+@pytest.mark.parametrize(
+    ("values", "tags"),
+    [
+        (np.full((3, 4), 4_000_000_000, np.uint32), {}),
+        (np.full((3, 4), -1, np.int8), {}),
+        (GREY.astype(np.uint16) * 1000, {262: 0}),  # the smallest value is white
+    ],
+)
+def test_a_tiff_whose_values_pillow_would_change_is_refused(
+    values: np.ndarray, tags: dict[int, Any], tmp_path: Path
+) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / "a.tif"))
+    if tags:
+        Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo=tags)
+    assert "expected a TIFF" in refusal(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("other", [Image.new("L", (8, 8)), Image.new("RGB", (4, 3)), Image.new("L", (12_000, 12_000))])
+def test_pages_of_two_sizes_or_kinds_are_refused(other: Image.Image, tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.tif", save_all=True, append_images=[other], compression="tiff_deflate")
+    said = refusal(tmp_path / "a.tif")
+    assert "expected pages of one size and kind, got another on page 2" in said or "bomb" in said
+    assert read_scan(tmp_path / "a.tif", frame=0).array.shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("a.mha", "ElementDataFile : ../secret.raw\nElementDataFile = LOCAL\n"),
+        ("a.mha", " ElementDataFile = ../secret.raw\nElementDataFile = LOCAL\n"),
+        ("a.mha", "ElementDataFile = ../secret.raw\n"),
+        ("a.mhd", "ElementDataFile = \n"),
+        ("a.nhdr", "data file: ../secret.raw\n"),
+        ("a.nrrd", "#" * 2**20 + "\ndata file: ../secret.raw\n\n"),
+        ("a.nrrd", "datafile: a.nrrd\n data file: ../secret.raw\n\n"),
+        ("a.nhdr", f"data file: {'x' * 300}\n"),
+    ],
+)
+def test_no_header_reaches_a_file_of_another_folder(name: str, header: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.raw").write_bytes(bytes(range(24)))
+    meta = "ObjectType = Image\nNDims = 3\nDimSize = 4 3 2\nElementType = MET_UCHAR\n"
+    nrrd = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 3 2\nencoding: raw\n"
+    (tmp_path / "in" / name).write_bytes(
+        ((nrrd if "nrrd" in name or "nhdr" in name else meta) + header).encode() + bytes(24)
+    )
+    said = refusal(tmp_path / "in" / name)
+    assert "expected" in said and "Error" not in said

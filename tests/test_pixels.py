@@ -121,3 +121,39 @@ def test_a_chosen_frame_is_read_without_the_others(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-24])
     assert "truncated" in refusal(path)
+
+
+def test_rescaled_values_are_exact_also_where_they_cancel(tmp_path: Path) -> None:
+    stored = np.arange(60_000, 60_012)
+    image = new_image(BitsStored=16, HighBit=15, RescaleSlope="0.1", RescaleIntercept="-6000.5")
+    image.PixelData = stored.astype("<u2").tobytes()
+    np.testing.assert_allclose(values_of(save(image, tmp_path / "a")).ravel(), stored * 0.1 - 6000.5, rtol=1e-6)
+
+
+def test_a_slope_of_nothing_or_of_more_than_a_float_holds_is_refused(tmp_path: Path) -> None:
+    assert "slope other than 0" in refusal(write_slice(tmp_path / "a", RescaleSlope=0))
+    assert read_scan(write_slice(tmp_path / "b", RescaleSlope=0, PixelData=bytes(24))).array.max() == 0
+    assert "float32 can hold" in refusal(write_slice(tmp_path / "c", RescaleSlope="1e38"))
+
+
+def test_a_padding_value_in_as_many_bits_as_a_pixel_has_is_known(tmp_path: Path) -> None:
+    image = new_image(PixelRepresentation=1, PixelData=np.full(12, -2000, "<i2").tobytes())
+    image.add_new(0x00280120, "US", 0x0830)  # -2000 in 12 bits
+    assert (read_scan(save(image, tmp_path / "a"), choices=Choices(padding=7)).array == 7).all()
+
+
+def test_single_bits_are_inflated_before_they_are_counted(tmp_path: Path) -> None:
+    bits = np.random.default_rng(0).integers(0, 2, (5, 3, 5))
+    image = new_image(Columns=5, BitsAllocated=1, BitsStored=1, HighBit=0, NumberOfFrames=5)
+    packed = np.packbits(bits.ravel(), bitorder="little").tobytes()
+    image.PixelData = packed + b"\0" * (len(packed) % 2)
+    image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    np.testing.assert_array_equal(values_of(save(image, tmp_path / "a")), bits)
+
+
+def test_packed_pixels_under_a_syntax_that_is_not_packed_are_refused(tmp_path: Path) -> None:
+    path = write_slice(tmp_path / "a")
+    raw = path.read_bytes()
+    at = raw.rindex(b"\xe0\x7f\x10\x00OW")
+    path.write_bytes(raw[: at + 8] + b"\xff\xff\xff\xff" + raw[at + 12 :])
+    assert "packed pixels, and the transfer syntax" in refusal(path)

@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -15,6 +16,7 @@ from pydicom.pixels import apply_voi_lut
 from pydicom.sequence import Sequence
 from pydicom.uid import PositronEmissionTomographyImageStorage
 
+from monai_mvreg.scans.files import ScanError
 from monai_mvreg.scans.read import Choices, read_scan
 
 SUV, SHOWN, PRECISE = Choices(suv=True), Choices(brightness=True), Choices(philips_precise=True)
@@ -135,3 +137,65 @@ def test_brightness_by_a_voi_lut_is_what_pydicom_looks_up(tmp_path: Path) -> Non
 def test_brightness_without_a_window_is_refused(tmp_path: Path) -> None:
     assert "expected WindowCenter" in refusal(save(new_image(), tmp_path / "a"), choices=SHOWN)
     assert "positive width" in refusal(save(new_image(WindowCenter=1, WindowWidth=0), tmp_path / "b"), choices=SHOWN)
+
+
+def test_the_scan_began_with_its_first_acquisition_whichever_slice_that_is(tmp_path: Path) -> None:
+    for at, time in enumerate(("110500", "110030", "111000")):
+        save(pet(ImagePositionPatient=[0, 0, at], AcquisitionTime=time), tmp_path / f"{at}")
+    assert read_scan(tmp_path, choices=SUV).array[1, 0].tolist() == pytest.approx([1] * 3)
+    save(pet(ImagePositionPatient=[0, 0, 3], AcquisitionTime="105900"), tmp_path / "3")
+    assert "expected SeriesTime before AcquisitionTime" in refusal(tmp_path, choices=SUV)
+
+
+def test_images_of_one_scan_with_two_weights_are_refused(tmp_path: Path) -> None:
+    for at, weight in enumerate((70, 70, 71)):
+        save(pet(ImagePositionPatient=[0, 0, at], PatientWeight=weight), tmp_path / f"{at}")
+    assert "expected one weight, dose and start" in refusal(tmp_path, choices=SUV)
+
+
+@pytest.mark.parametrize(
+    ("tags", "says"),
+    [
+        ({"RadiopharmaceuticalStartTime": "110200"}, "leaves the day open"),
+        ({"RadionuclideHalfLife": 282_000}, "leaves the day open"),
+        ({"RadionuclideHalfLife": 0.001}, "more than 50 half-lives"),
+    ],
+)
+def test_an_injection_that_may_be_of_another_day_or_is_gone_is_refused(
+    tags: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    assert says in refusal(save(pet(**tags), tmp_path / "a"), choices=SUV)
+
+
+def test_a_zone_counts_where_the_file_has_one(tmp_path: Path) -> None:
+    image = pet(RadiopharmaceuticalStartDateTime="20200131080000+0000", TimezoneOffsetFromUTC="+0200")
+    assert uptake(image, tmp_path / "a") == pytest.approx(1)
+
+
+def test_padding_stays_what_was_chosen(tmp_path: Path) -> None:
+    image = pet(PixelPaddingValue=1)
+    data = read_scan(save(image, tmp_path / "a"), choices=Choices(suv=True, padding=-5))
+    assert data.array[1, 0] == -5
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_voi_table_is_read_in_any_width_and_byte_order(order: str, wide: bool, tmp_path: Path) -> None:
+    entries = np.arange(0, 240, 20)
+    image = new_image(BitsStored=16, HighBit=15)
+    table = item(LUTData=entries.astype(f"{order}u2" if wide else "u1").tobytes())
+    table.add_new(0x00283002, "US", [12, 0, 8])
+    image.VOILUTSequence = Sequence([table])
+    if order == ">":
+        image.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
+        image.PixelData = np.arange(12, dtype=">u2").tobytes()
+    data = read_scan(save(image, tmp_path / "a"), choices=SHOWN)
+    np.testing.assert_allclose(data.array.T.ravel(), entries / 255, rtol=1e-6)
+
+
+def test_two_choices_that_exclude_each_other_and_a_file_without_a_header_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScanError, match="expected one of suv, philips_precise and brightness"):
+        Choices(suv=True, brightness=True)
+    nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.int16), np.eye(4)), tmp_path / "a.nii")
+    for choices in (SUV, SHOWN, PRECISE):
+        assert "expected a DICOM scan" in refusal(tmp_path / "a.nii", choices=choices)

@@ -146,3 +146,10 @@ def test_the_contiguous_copy_is_the_view(tmp_path: Path) -> None:
         nib.save(nib.Nifti1Image(rng.normal(size=shape).astype(np.float32), np.eye(4)), tmp_path / "a.nii")
         view, tensor = read_scan(tmp_path / "a.nii").array, LOAD(tmp_path / "a.nii")[0]
         np.testing.assert_array_equal(view, tensor.numpy().reshape(view.shape))
+
+
+@pytest.mark.parametrize("frame", ["Mean", "median", "0", 1.0, True])
+def test_a_frame_that_is_no_number_and_not_the_mean_is_refused(frame: object, tmp_path: Path) -> None:
+    with pytest.raises(ScanError, match="expected frame to be the number of a time point or 'mean'"):
+        ScanReader(frame=frame)  # type: ignore[arg-type]
+    assert "expected frame" in refusal(write_series(tmp_path), frame=frame)

@@ -35,7 +35,8 @@ def test_what_may_tell_time_points_apart_is_kept_in_order(tmp_path: Path) -> Non
     (s,) = slices_of(save(image, tmp_path / "a"))
     assert dict(zip(ORDER, s.order, strict=True)) == {
         **{"temporal position": 3, "trigger time": 40.5, "acquisition number": 2, "b-value": 1000},
-        **{"dimension index": None, "instance number": 9},
+        **{"flip angle": None, "inversion time": None, "dimension index": None, "frame reference time": None},
+        **{"acquisition time": None, "content time": None, "instance number": 9},
     }
 
 

@@ -161,7 +161,7 @@ def test_outcomes_are_joined_by_patient_and_every_row_without_a_match_is_listed(
     assert list(joined["volume"].fillna("")) == ["1.50", "1.50", "", "3"] and list(joined["path"]) == list("wxyz")
     assert sentences == [
         "o.csv: no scan of the patients in rows 4, 5",
-        "no outcome in o.csv for the scans in rows 4",
+        "no outcome in o.csv for the scans in rows 4 of the table: fill it in or delete these rows",
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make_dicom import new_image, refusal, save, write_series, write_slice
+from make_dicom import at, enhanced, item, new_image, refusal, save, write_series, write_slice
 from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 
 from monai_mvreg.scans.find import find_scans
@@ -190,27 +190,6 @@ def test_slices_beside_each_other_at_one_height_are_refused(tmp_path: Path) -> N
     assert "beside each other" in refusal(tmp_path)
 
 
-def test_an_exact_copy_of_a_slice_is_used_once_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_series(tmp_path)
-    (tmp_path / "copy").write_bytes((tmp_path / "im1").read_bytes())
-    image = new_image(2)
-    image.SOPInstanceUID = "1.2.3.4"
-    save(image, tmp_path / "im2")
-    image.add_new(0x00091010, "LO", "other bytes, same image")
-    save(image, tmp_path / "sent again")
-    with caplog.at_level(logging.WARNING):
-        assert read_scan(tmp_path).array.shape == (4, 3, 3)
-    assert "copy and im1" in caplog.text and "2 such files" in caplog.text
-
-
-@pytest.mark.parametrize("change", [{"PixelData": bytes(24)}, {"RescaleSlope": 2}, {"ImagePositionPatient": [0, 0, 9]}])
-def test_two_images_with_one_identity_that_differ_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
-    write_series(tmp_path)
-    write_slice(tmp_path / "a", 6, SOPInstanceUID="1.9")
-    write_slice(tmp_path / "b", 6, SOPInstanceUID="1.9", **change)
-    assert "a and b differ and have the same SOPInstanceUID" in refusal(tmp_path)
-
-
 def test_radiographs_of_one_series_are_scans_of_their_own(tmp_path: Path) -> None:
     for name in ("pa", "lateral"):
         write_slice(
@@ -257,3 +236,94 @@ def test_a_missing_slice_and_a_bent_stack_are_refused_all_the_same(tmp_path: Pat
     for number, z in enumerate(UNEVEN):
         write_slice(tmp_path / f"bent/{number}", ImagePositionPatient=[z * z / 20, 0, z])
     assert "expected slices every" in refusal(tmp_path / "bent", choices=Choices(resample=True))
+
+
+@pytest.mark.parametrize(
+    ("tags", "key"),
+    [
+        (({"FrameOfReferenceUID": "1.7"}, {"FrameOfReferenceUID": "1.8"}), "image"),
+        (({"Modality": "CT", "SOPClassUID": CTImageStorage}, {}), "ct"),
+        (({"EchoNumbers": 1, "EchoTime": 5}, {"EchoNumbers": 2, "EchoTime": 5}), "echo-number"),
+        (({"ImageType": [*"OPM", "W"]}, {"ImageType": [*"OPM", "F"]}), "w"),
+        (({"RescaleType": "HU"}, {"RescaleType": "US"}), "hu"),
+    ],
+)
+@pytest.mark.parametrize("heights", [(0, 2, 4), (1, 3, 5), (6, 8, 10)], ids=["same places", "between", "above"])
+def test_images_of_two_kinds_are_never_one_volume(
+    tags: tuple[dict[str, Any], dict[str, Any]], key: str, heights: tuple[float, ...], tmp_path: Path
+) -> None:
+    write_series(tmp_path / "a", (0, 2, 4), **tags[0])
+    write_series(tmp_path / "b", heights, **tags[1])
+    scans, _ = find_scans(tmp_path)
+    assert [scan.shape for scan in scans] == [(4, 3, 3)] * 2 and any(key in scan.key for scan in scans)
+
+
+@pytest.mark.parametrize("what", ["PatientID", "StudyInstanceUID"])
+def test_a_series_of_two_patients_or_studies_is_refused_without_their_names(what: str, tmp_path: Path) -> None:
+    write_series(tmp_path / "a", (0, 2))
+    write_series(tmp_path / "b", (4, 6), **{what: "1.99"})
+    said = refusal(tmp_path)
+    assert f"expected one {'PatientID' if 'P' in what else 'study'} in a series, got 2" in said and "1.99" not in said
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"AcquisitionTime": ("101010", "101110")},
+        {"ContentTime": ("101010", "101110")},
+        {"FlipAngle": (5, 30)},
+        {"InversionTime": (100, 900)},
+        {"FrameReferenceTime": (0, 100)},
+        {(0x0043, 0x39, "GEMS_PARM_01", "IS"): ([0, 8, 0, 0], [1000000700, 8, 0, 0])},
+        {(0x2001, 0x03, "Philips Imaging DD 001", "FL"): (0.0, 1000.0)},
+    ],
+    ids=str,
+)
+def test_time_points_are_told_apart_by_what_says_so_and_not_by_instance_numbers(
+    values: dict[Any, tuple[Any, Any]], tmp_path: Path
+) -> None:
+    ((name, pair),) = values.items()
+    for i, number in enumerate((1, 2, 4, 3, 6, 5)):  # written in another order at the second and third place
+        image = new_image(i // 2 * 2, InstanceNumber=number, PixelData=np.full(12, i % 2, "<u2").tobytes())
+        if isinstance(name, str):
+            setattr(image, name, pair[i % 2])
+        else:
+            group, element, creator, kind = name
+            image.private_block(group, creator, create=True).add_new(element, kind, pair[i % 2])
+        save(image, tmp_path / f"{i}")
+    data = read_scan(tmp_path)
+    assert data.array[0, 0].tolist() == [[0, 1]] * 3 and "instance number" not in data.facts["frames"][0]
+
+
+def test_the_mean_of_all_diffusion_directions_is_a_volume_of_its_own(tmp_path: Path) -> None:
+    for i, (b_value, direction) in enumerate(((0.0, "N"), (1000.0, "D"), (1000.0, "I"))):
+        for z in (0, 2):
+            image = new_image(z, InstanceNumber=i)
+            block = image.private_block(0x2001, "Philips Imaging DD 001", create=True)
+            block.add_new(0x03, "FL", b_value)
+            block.add_new(0x04, "CS", direction)
+            save(image, tmp_path / f"{i}{z}")
+    found = {scan.key.partition(":")[2]: scan.frames for scan in find_scans(tmp_path)[0]}
+    assert found == {"image": 2, "isotropic": 1}
+
+
+def test_of_three_slices_the_lost_one_is_named_where_it_was(tmp_path: Path) -> None:
+    said = refusal(write_series(tmp_path, (0, 2, 6)))
+    assert "every 2.000 mm, got 4.000 mm between im1 (at 2.00 mm) and im2 (at 6.00 mm): 1 missing" in said
+
+
+def test_a_slice_off_by_a_quarter_of_a_tiny_step_is_refused(tmp_path: Path) -> None:
+    assert "expected slices every 0.050 mm" in refusal(write_series(tmp_path, (0, 0.05, 0.113, 0.15, 0.2)))
+
+
+def test_slices_of_a_thousand_orientations_are_refused_soon(tmp_path: Path) -> None:
+    frames = [
+        {
+            "PlanePositionSequence": at(number),
+            "PlaneOrientationSequence": item(
+                ImageOrientationPatient=[np.cos(number / 500), np.sin(number / 500), 0, 0, 0, 1]
+            ),
+        }
+        for number in range(1200)
+    ]
+    assert "more than 1000" in refusal(save(enhanced(frames), tmp_path / "a"))

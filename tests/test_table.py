@@ -266,7 +266,7 @@ def test_a_folder_with_a_series_uid_is_there_if_the_folder_is(folder: Path) -> N
 
 
 def test_a_missing_or_empty_table_is_refused(folder: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"expected a table of scans, found no file .*absent\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"expected a table, found no file .*absent\.csv"):
         read_cohort(str(folder / "absent.csv"), COLUMNS, images=str(folder))
     (folder / "cohort.csv").write_text("patient,path\n")
     with pytest.raises(ValueError, match=r"cohort.csv: expected at least one row below the header, got none"):

@@ -162,7 +162,7 @@ def test_an_error_of_ours_is_printed_in_one_line(
 ) -> None:
     monkeypatch.delenv("MVREG_TRACEBACK", raising=False)
     error = failing("$table.read_cohort('nowhere.csv', table.Columns(), images='.')")
-    assert shown(error, monkeypatch, capsys).strip() == "error: expected a table of scans, found no file nowhere.csv"
+    assert shown(error, monkeypatch, capsys).strip() == "error: expected a table, found no file nowhere.csv"
 
 
 def test_a_foreign_error_is_printed_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.cohort.sources import rows_from_scans
 from monai_mvreg.scans import tags
+from monai_mvreg.scans.addresses import relative, short
 from monai_mvreg.scans.files import ScanError
 from monai_mvreg.scans.find import LeftOut, Scan, find_scans
 from monai_mvreg.scans.headers import text
@@ -33,6 +33,7 @@ from monai_mvreg.scans.stacks import Stack
 Array = npt.NDArray[Any]
 
 _EDGE = 160  # pixels of the longer side of a picture
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _BURNED_IN = {"US", "SC", "OT", "XC", "ES"}  # kinds of images with a name in their pixels, unless they say otherwise
 
 
@@ -68,10 +69,11 @@ def take_inventory(source: Path, *, everything: bool = False, resample: bool = F
     left_out += nobodys
     if rows.empty:
         reasons = sorted({item.reason for item in left_out})
-        told = f": {'; '.join(reasons[:5])}" + (f" and {len(reasons) - 5} more reasons" if len(reasons) > 5 else "")
+        told = f": {'; '.join(reasons[:5])}" if reasons else ""
+        told += f" and {len(reasons) - 5} more reasons" if len(reasons) > 5 else ""
         raise ScanError(f"expected scans in {source}, found none in {len(left_out)} files and series{told}")
     home = Path(source) if Path(source).is_dir() else Path(source).parent
-    at = {Path(scan.address).relative_to(home).as_posix(): scan for scan in scans}
+    at = {relative(scan.address, home): scan for scan in scans}
     return Inventory(home, rows, tuple(at[path] for path in rows["path"]), tuple(left_out))
 
 
@@ -91,20 +93,13 @@ def visits(found: Inventory, *, identify: bool = False) -> str:
             "day": [f"{day:.0f}" if day == day else "?" for day in rows["day"]],
             **{name: rows[name].replace("", "-") for name in ("modality", "body_part", "size", "spacing")},
             "frames": rows["frames"],
-            "scan": [_short(path) for path in rows["path"]],
+            "scan": [short(path) for path in rows["path"]],
         }
     )
     repeated = shown[["patient", "day"]].duplicated()
     shown.loc[repeated, "day"] = ""
     shown.loc[shown["patient"].duplicated(), "patient"] = ""
     return shown.rename(columns={"body_part": "body part", "spacing": "spacing (mm)"}).to_string(index=False)
-
-
-def _short(path: str) -> str:
-    """An address with the end of its UID alone, which is enough to see."""
-    place, hash_mark, key = path.partition("#")
-    uid, colon, name = key.partition(":")
-    return f"{place}{hash_mark}{'...' * bool(uid)}{uid[-12:]}{colon}{name}"
 
 
 def as_json(found: Inventory, *, identify: bool = False) -> dict[str, Any]:
@@ -155,13 +150,16 @@ def contact_sheet(page: Path, found: Inventory, *, identify: bool = False) -> No
             "picture": picture,
             "reason": reason,
             "about": ", ".join(filter(None, about)),
-            "path": _short(row["path"]),
+            "path": short(row["path"]),
         }
         patients.setdefault(patient, {}).setdefault(day, []).append(entry)
-    left_out = [(_relative(item.path, found.home), item.reason) for item in found.left_out]
+    places: dict[str, list[str]] = {}
+    for item in found.left_out:
+        places.setdefault(item.reason, []).append(_relative(item.path, found.home))
+    left_out = [(some[0] + (f" and {len(some) - 1} more" * (len(some) > 1)), why) for why, some in places.items()]
     environment = jinja2.Environment(loader=jinja2.PackageLoader("monai_mvreg.cohort", "."), autoescape=True)
     template = environment.get_template("contact_sheet.html.j2")
-    html = template.render(patients=patients, scans=len(found.scans), left_out=left_out)
+    html = template.render(patients=patients, scans=len(found.scans), left_out=left_out, files=len(found.left_out))
     page.write_text(html, encoding="utf-8")
 
 
@@ -169,8 +167,10 @@ def _picture(scan: Scan, identify: bool) -> tuple[str, str]:
     """A picture as a data URI, or else the reason why there is none."""
     content = scan.content
     if isinstance(content, Stack) and not identify:
-        said = text(content.slices[0][0].file.values, tags.BURNED_IN_ANNOTATION)
-        if said == "YES" or (said != "NO" and scan.modality in _BURNED_IN):
+        files = [s.file for place in content.slices for s in place]
+        said = {text(file.values, tags.BURNED_IN_ANNOTATION) for file in files}
+        risky = scan.modality in _BURNED_IN or files[0].kind.startswith(_SECONDARY_CAPTURE)
+        if "YES" in said or (said != {"NO"} and risky):
             return "", "not shown: text may be burned in"
     try:
         picture = _middle(scan)
@@ -201,8 +201,8 @@ def _middle(scan: Scan) -> Array:
 
 
 def _in_proportion(scan: Scan, columns: int, rows: int) -> tuple[int, int]:
-    """Width and height in pixels, true to the distances in the patient where they are known."""
-    distances: Sequence[float] = scan.spacing[:2] if isinstance(scan.content, Stack) and scan.spacing else (1.0, 1.0)
-    width, height = columns * distances[0], rows * distances[1]
+    """Width and height in pixels, true to the distances in the patient where they are known (DICOM)."""
+    across, down = scan.spacing[:2] if isinstance(scan.content, Stack) and scan.spacing else (1.0, 1.0)
+    width, height = float(columns), rows * min(max(down / across, 0.1), 10.0)
     scale = _EDGE / max(width, height)
     return max(round(width * scale), 1), max(round(height * scale), 1)

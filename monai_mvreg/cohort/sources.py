@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from monai_mvreg.cohort.table import TableRows
+from monai_mvreg.scans import addresses
 from monai_mvreg.scans.dates import Moment, in_order
 from monai_mvreg.scans.find import LeftOut, Scan
 from monai_mvreg.scans.stacks import Stack
@@ -46,7 +47,7 @@ def rows_from_bids(folder: Path) -> pd.DataFrame:
     # Row numbers are those of a spreadsheet, the header being row 1: names may identify.
     if lost := [i + 2 for i, name in enumerate(people["participant_id"]) if not (folder / str(name)).is_dir()]:
         raise ValueError(f"participants.tsv: expected a folder for each participant, got none for rows {_short(lost)}")
-    found: list[tuple[str, Path, datetime.date | None, str]] = []
+    found: list[tuple[str, str, datetime.date | None, str]] = []
     empty = []
     for row, name in enumerate(people["participant_id"], start=2):
         patient = folder / str(name)
@@ -56,12 +57,16 @@ def rows_from_bids(folder: Path) -> pd.DataFrame:
             empty.append(row)
         for path in files:
             session = path.parent.parent.name if path.parent.parent != patient else ""
-            found.append((str(name), path, dates.get(session), path.name.split(".")[0].rpartition("_")[2]))
+            inside = path.relative_to(folder).as_posix()
+            found.append((str(name), inside, dates.get(session), path.name.split(".")[0].rpartition("_")[2]))
+    known = set(people["participant_id"])
+    if strangers := sum(path.is_dir() and path.name not in known for path in folder.glob("sub-*")):
+        logger.warning("participants.tsv: %d folders sub-* belong to no participant and are left out", strangers)
     if empty:
         logger.warning("participants.tsv: no image of the participants in rows %s", _short(empty))
     if not found:
         raise ValueError("expected BIDS images sub-*/[ses-*/]<datatype>/*_<suffix>.nii[.gz], found none")
-    rows = _table(folder, found)
+    rows = _table(found)
     return rows.merge(people.rename(columns={"participant_id": "patient"}), on="patient", how="left", validate="m:1")
 
 
@@ -81,11 +86,13 @@ def rows_from_scans(source: Path, scans: Sequence[Scan]) -> tuple[pd.DataFrame, 
         the scans that belong to no patient with the reason.
     """
     home = Path(source) if Path(source).is_dir() else Path(source).parent
-    found: list[tuple[str, Path, Moment | None, str, Scan]] = []
+    found: list[tuple[str, str, Moment | None, str, Scan]] = []
     left_out = []
     undated = set()
     for scan in scans:
-        inside = Path(scan.address).relative_to(home).parts
+        place, _ = addresses.split(scan.address)
+        # Of a zip that was searched, the name is nobody's.
+        inside = place.relative_to(Path(source) if place.is_relative_to(source) else home).parts
         patient, date = scan.patient, scan.date
         if not isinstance(scan.content, Stack):
             patient = inside[0] if len(inside) > 1 else ""
@@ -93,16 +100,16 @@ def rows_from_scans(source: Path, scans: Sequence[Scan]) -> tuple[pd.DataFrame, 
             if date is None:
                 undated.add(patient)
         if patient:
-            found.append((patient, Path(scan.address), date, scan.modality, scan))
+            found.append((patient, addresses.relative(scan.address, home), date, scan.modality, scan))
         else:
             reason = "no patient: a DICOM scan without PatientID, or another file beside the patients' folders"
             left_out.append(LeftOut(scan.files[0], reason, scan))
     dates = [None if not isinstance(s.content, Stack) and p in undated else date for p, _, date, _, s in found]
-    rows = _table(home, [(p, path, date, m) for (p, path, _, m, _), date in zip(found, dates, strict=True)])
+    rows = _table([(p, path, date, m) for (p, path, _, m, _), date in zip(found, dates, strict=True)])
     facts = pd.DataFrame(
         [
             (
-                Path(scan.address).relative_to(home).as_posix(),
+                addresses.relative(scan.address, home),
                 scan.body_part,
                 "x".join(map(str, scan.shape)),
                 "x".join(f"{distance:.4g}" for distance in scan.spacing),
@@ -160,19 +167,20 @@ def join_outcomes(rows: pd.DataFrame, outcomes: Path, *, patient: str = "patient
     if lost := [row + 2 for key, row in first.items() if key not in known]:
         sentences.append(f"{outcomes.name}: no scan of the patients in rows {_short(lost, most=len(lost))}")
     if lost := [row + 2 for row, key in enumerate(joined["patient"]) if key not in first]:
-        sentences.append(f"no outcome in {outcomes.name} for the scans in rows {_short(lost, most=len(lost))}")
+        where = f"rows {_short(lost, most=len(lost))} of the table"
+        sentences.append(f"no outcome in {outcomes.name} for the scans in {where}: fill it in or delete these rows")
     return joined, sentences
 
 
-def _table(folder: Path, found: Sequence[tuple[str, Path, Moment | None, str]]) -> pd.DataFrame:
-    """Rows from (patient, path, date, modality), with dates counted in days from each patient's first."""
+def _table(found: Sequence[tuple[str, str, Moment | None, str]]) -> pd.DataFrame:
+    """Rows from (patient, relative path, date, modality), with dates counted in days from each patient's first."""
     first: dict[str, int] = {}
     for patient, _, date, _ in found:
         if date:
             first[patient] = min(date.toordinal(), first.get(patient, date.toordinal()))
     rows = [
         (
-            *(patient, path.relative_to(folder).as_posix()),
+            *(patient, path),
             *(float(date.toordinal() - first[patient]) if date else None, modality),
             in_order(date)[1] if date else 0,
         )

@@ -49,6 +49,8 @@ def balanced_seed(cohort: Cohort, folds: int = 5, *, tries: int = 200) -> int:
 
     def imbalance(seed: int) -> float:
         fold = np.array([int(fold_of(p.key, folds, seed=seed)) for p in cohort.patients])
+        if len(np.unique(fold)) < folds:
+            return np.inf
         total = 0.0
         for stratum in strata:
             counts = np.zeros((folds, int(stratum.max()) + 1))

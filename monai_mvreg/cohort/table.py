@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from monai_mvreg.scans import addresses
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -98,7 +100,7 @@ class TableRows:
 
     def __init__(self, file: Path) -> None:
         if not file.is_file():
-            raise FileNotFoundError(f"expected a table of scans, found no file {file}")
+            raise FileNotFoundError(f"expected a table, found no file {file}")
         self.separator = "\t" if file.suffix == ".tsv" else ","
         self.file = file
         try:
@@ -248,7 +250,7 @@ def _add_scans(patient: Patient, scans: TableRows, rows: Sequence[int], columns:
     found = []
     for row in rows:
         address = images / scans.text(row, columns.path)
-        if not address.exists() and not Path(str(address).partition("#")[0]).exists():
+        if not addresses.exists(addresses.split(address)[0]):
             raise FileNotFoundError(
                 f"{scans.file.name} row {row + 2}, column {columns.path!r}: no such scan below {images}"
             )
@@ -320,10 +322,10 @@ def write_cohort(cohort: Cohort, path: str) -> None:
     rows = []
     for patient in cohort.patients:
         for scan, day, view in zip(patient.scans, patient.days, patient.views, strict=True):
-            address = Path(scan).resolve()
+            place, key = addresses.split(scan)
             row: dict[str, Any] = {
                 "patient": patient.key,
-                "path": (address.relative_to(folder) if address.is_relative_to(folder) else address).as_posix(),
+                "path": addresses.relative(f"{place.resolve()}{'#' * bool(key)}{key}", folder),
                 "day": f"{day:.10g}",
             }
             if cohort.views:

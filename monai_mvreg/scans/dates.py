@@ -55,7 +55,7 @@ def acquired(values: Mapping[int, Any]) -> tuple[Moment | None, str]:
         return None, ""
     for name, date, time in SOURCES:
         if raw := values.get(date):
-            moment = _moment(raw, b"" if time is None else values.get(time, b""), time is None)
+            moment = moment_of(raw, b"" if time is None else values.get(time, b""), time is None)
             if moment is not None:
                 return moment, name
     return None, ""
@@ -70,7 +70,7 @@ def in_order(moment: Moment) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4096)
-def _moment(date: bytes, time: bytes, together: bool) -> Moment | None:
+def moment_of(date: bytes, time: bytes, together: bool) -> Moment | None:
     """A date and time from DA and TM, or from DT; a text that is no date is none."""
     text = date.decode("ascii", "replace").strip("\0 ")
     found = _DATE.match(text)

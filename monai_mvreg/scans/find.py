@@ -9,6 +9,7 @@ holds several volumes (echoes, orientations, stacks). A zip counts as a folder: 
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,18 +18,20 @@ from pathlib import Path, PurePath
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from monai_mvreg.scans import tags
-from monai_mvreg.scans.dates import Moment, acquired, in_order
-from monai_mvreg.scans.elements import read_elements, read_head
-from monai_mvreg.scans.files import ScanError, unsafe_member, zip_members
-from monai_mvreg.scans.headers import COLOUR, SEGMENTATION, ImageFile, NoImageError, text, words
+from monai_mvreg.scans import addresses, tags
+from monai_mvreg.scans.dates import SOURCES, Moment, acquired, in_order
+from monai_mvreg.scans.elements import read_head
+from monai_mvreg.scans.files import ScanError
+from monai_mvreg.scans.headers import COLOUR, SEGMENTATION, ImageFile, NoImageError, text
 from monai_mvreg.scans.layouts import read_slices
+from monai_mvreg.scans.listing import is_directory, list_files
 from monai_mvreg.scans.nifti import Nifti, is_nifti, nifti_header
 from monai_mvreg.scans.pictures import Raster, is_picture, is_volume, picture_header, volume_header
 from monai_mvreg.scans.slices import Slice
 from monai_mvreg.scans.stacks import Stack, find_stacks
 
-_DIRECTORY = b"1.2.840.10008.1.3.10"  # the SOP class of a DICOMDIR
+# Group 0002 or 0008 as a file begins that was written without a preamble.
+_BARE = {bytes([group, 0, element, 0]) for group, element in ((2, 0), (8, 0), (8, 5), (8, 8), (8, 0x16))}
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,14 @@ class LeftOut:
 class Sorted:
     """The files of a folder by what they hold.
 
-    ``series`` are the slices by SeriesInstanceUID, ``damaged`` DICOM files of an unknown series, ``others`` everything
-    else that gave no scan, ``single`` the scans of one file each.
+    ``series`` are the slices by SeriesInstanceUID, ``single`` the scans of one file each, ``damaged`` DICOM files of an
+    unknown series, ``ruins`` files without content that may have been one, ``others`` what else gave no scan.
     """
 
     series: dict[str, list[Slice]]
     single: list[Nifti | Raster]
     damaged: list[LeftOut]
+    ruins: list[LeftOut]
     others: list[LeftOut]
 
 
@@ -99,72 +103,13 @@ def find_scans(
     Raises:
         ScanError: if a source does not exist or cannot be opened.
     """
-    files: list[str] = []
+    files: dict[str, None] = {}  # in order, each once
     left_out: list[LeftOut] = []
     for item in [source] if isinstance(source, (str, Path)) else source:
         found, refused = list_files(Path(item))
-        files += found
-        left_out += refused
+        files |= dict.fromkeys(found)
+        left_out += [LeftOut(path, reason) for path, reason in refused]
     return scans_of(sort_files(tqdm(files, "headers", unit="file", disable=None)), left_out, resample=resample)
-
-
-def list_files(source: Path) -> tuple[list[str], list[LeftOut]]:
-    """List the files of a folder, of a zip, or those that a DICOMDIR names; any other file is itself."""
-    if source.is_dir():
-        # Directory by directory, so that files of a series stand together; links to directories could lead in circles.
-        found = [
-            os.path.join(parent, name)  # noqa: PTH118, a Path for each of 100,000 files takes seconds
-            for parent, below, names in os.walk(source)
-            if below.sort() is None
-            for name in sorted(names)
-        ]
-        return found, []
-    if not source.exists():
-        archive = next((parent for parent in source.parents if parent.is_file()), None)
-        files, left_out = ([], []) if archive is None else _zip_files(archive)
-        if not (inside := [file for file in files if Path(file).is_relative_to(source)]):
-            raise ScanError(f"expected a folder or file with scans, there is none at {str(source)!r}")
-        return inside, left_out
-    start, _ = read_head(source)
-    if start.startswith(b"PK\x03\x04"):
-        return _zip_files(source)
-    if _is_directory(start):
-        return _directory_files(source)
-    return [str(source)], []
-
-
-def _zip_files(archive: Path) -> tuple[list[str], list[LeftOut]]:
-    files, left_out = [], []
-    for info in zip_members(archive):
-        if reason := unsafe_member(info):
-            left_out.append(LeftOut(archive, f"a member of the zip with {reason}"))
-        else:
-            files.append(str(archive / info.filename))
-    return sorted(files), left_out
-
-
-def _directory_files(directory: Path) -> tuple[list[str], list[LeftOut]]:
-    """The files that a DICOMDIR names; none of them may lie outside its folder."""
-    home = directory.parent
-    wanted = {tags.DIRECTORY_RECORD_SEQUENCE: True, tags.REFERENCED_FILE_ID: False}
-    try:
-        values = read_elements(directory, read_head(directory), wanted).values
-    except ScanError as error:
-        raise ScanError(f"{directory.name}: damaged DICOMDIR ({error})") from None
-    parts = [words(record, tags.REFERENCED_FILE_ID) for record in values.get(tags.DIRECTORY_RECORD_SEQUENCE, [])]
-    parts = [names for names in parts if names]
-    if not parts:
-        raise ScanError(f"{directory.name}: expected a DICOMDIR that names files, it names none")
-    files, left_out = [], []
-    for names in parts:
-        path = home.joinpath(*names)
-        if any(name in ("", ".", "..") or set(name) & set("/\\:\0") for name in names):
-            left_out.append(LeftOut(directory, "a file that the DICOMDIR names outside its own folder"))
-        elif not path.is_file() or not path.resolve().is_relative_to(home.resolve()):
-            left_out.append(LeftOut(path, "named by the DICOMDIR, and not there"))
-        else:
-            files.append(str(path))
-    return sorted(set(files)), left_out
 
 
 def sort_files(files: Iterable[str], *, series: str = "") -> Sorted:
@@ -172,18 +117,18 @@ def sort_files(files: Iterable[str], *, series: str = "") -> Sorted:
 
     Args:
         files: the files.
-        series: keep only this SeriesInstanceUID; DICOM files that are surely of another are not parsed.
+        series: keep only this SeriesInstanceUID.
     """
-    result = Sorted(defaultdict(list), [], [], [])
-    asked = series.encode()
+    result = Sorted(defaultdict(list), [], [], [], [])
     for name in files:
+        if (legible := name.encode("utf-8", "backslashreplace").decode()) != name:
+            result.damaged.append(LeftOut(Path(legible), "a name that is not UTF-8: rename it"))
+            continue
         start = b""
         try:
             head = read_head(name)
             start, size = head
-            if start[128:132] == b"DICM" and not _is_directory(start):
-                if asked and b"\x20\0\x0e\0" in start and asked not in start:
-                    continue
+            if start[128:132] == b"DICM" and not is_directory(start):
                 for s in read_slices(name, head):
                     result.series[s.file.series].append(s)
             else:
@@ -191,8 +136,10 @@ def sort_files(files: Iterable[str], *, series: str = "") -> Sorted:
         except NoImageError as error:
             result.others.append(LeftOut(Path(name), str(error)))
         except ScanError as error:
-            is_dicom = start[128:132] == b"DICM"
-            (result.damaged if is_dicom else result.others).append(LeftOut(Path(name), str(error)))
+            kind = result.damaged if start[128:132] == b"DICM" else result.others if start else result.ruins
+            kind.append(LeftOut(Path(name), str(error)))
+        except Exception as error:  # a header may hold what nobody thought of, and one file must not hide the others
+            result.damaged.append(LeftOut(Path(name), f"damaged: cannot be read ({type(error).__name__})"))
     if series:
         result.series = {uid: slices for uid, slices in result.series.items() if uid == series}
     return result
@@ -206,15 +153,17 @@ def _sort_other(path: Path, start: bytes, size: int, result: Sorted) -> None:
         result.single.append(picture_header(path))
     elif is_volume(path.name):
         result.single.append(volume_header(path))
+    elif start[128:132] != b"DICM" and (start[132:136] == b"\x02\0\0\0" or start[:4] in _BARE):
+        result.damaged.append(LeftOut(path, "a DICOM file without its mark or preamble"))
+    elif not any(start[:256]):
+        result.ruins.append(LeftOut(path, "nothing but zeros where its header should be" if size else "an empty file"))
     else:
-        result.others.append(LeftOut(path, _other(path, start, size)))
+        result.others.append(LeftOut(path, _other(path, start)))
 
 
-def _other(path: Path, start: bytes, size: int) -> str:
+def _other(path: Path, start: bytes) -> str:
     """What a file is that holds no scan."""
-    if not size:
-        return "an empty file"
-    if _is_directory(start):
+    if is_directory(start):
         return "a DICOMDIR, which is followed only if it is named itself"
     if start.startswith(b"PK\x03\x04"):
         return "a zip, which is searched only if it is named itself"
@@ -223,21 +172,22 @@ def _other(path: Path, start: bytes, size: int) -> str:
     return "no scan: another format"
 
 
-def _is_directory(start: bytes) -> bool:
-    return start[128:132] == b"DICM" and _DIRECTORY in start[132:400]
-
-
 def scans_of(
     found: Sorted, left_out: Sequence[LeftOut] = (), *, resample: bool = False
 ) -> tuple[list[Scan], list[LeftOut]]:
     """Turn sorted files into scans, and what gave none with the reason; both sorted."""
     scans: list[Scan] = [_single(item) for item in found.single]
-    left = [*left_out, *found.damaged, *found.others]
+    left = [*left_out, *found.damaged, *found.ruins, *found.others]
     homes = _homes(found.series)
-    hurt = {item.path.parent: item for item in found.damaged}
     for uid, slices in found.series.items():
         tail = f"series ...{uid[-12:]}"
         try:
+            for what, found_ in (
+                ("PatientID", {s.file.patient for s in slices}),
+                ("study", {s.file.study for s in slices}),
+            ):
+                if len(found_) > 1:
+                    raise ScanError(f"expected one {what} in a series, got {len(found_)}")
             stacks = find_stacks(slices, resample=resample)
         except ScanError as error:
             left.append(LeftOut(_common([s.file for s in slices]), f"{tail}: {error}"))
@@ -247,16 +197,39 @@ def scans_of(
                 left.append(LeftOut(_common([s.file for s in slices]), f"{tail}: {stack}"))
                 continue
             scan = _scan(uid, stack, stacks, homes)
-            damaged = [hurt[path.parent] for path in scan.files if path.parent in hurt]
+            damaged = damaged_of(found, scan.files)
             first = stack.slices[0][0].file
             if damaged and stack.affine is not None and first.frames == 1:
                 reason = f"{tail}: a damaged file in its folder: {damaged[0].path.name} ({damaged[0].reason})"
                 left.append(LeftOut(Path(_common([s.file for s in slices])), reason))
             elif kind := _no_scan(first):
-                left.append(LeftOut(Path(scan.address.partition("#")[0]), kind, scan))
+                left.append(LeftOut(addresses.split(scan.address)[0], kind, scan))
             else:
                 scans.append(scan)
     return sorted(scans, key=lambda s: s.address), sorted(left, key=lambda item: (item.path, item.reason))
+
+
+def damaged_of(found: Sorted, files: Sequence[Path]) -> list[LeftOut]:
+    """Those files without a slice that may be the missing one of a scan.
+
+    Damaged files count in a folder of the scan, or below the one that all its files share, and ruins beside its files
+    with a name like theirs: IM005 beside IM004.
+    """
+    if not files or not (found.damaged or found.ruins):
+        return []
+    homes = {str(path.parent) for path in files}
+    below = "" if len(homes) == 1 else os.path.join(os.path.commonpath(homes), "")  # noqa: PTH118
+    damaged = [
+        item
+        for item in found.damaged
+        if (home := str(item.path.parent)) in homes or (below and f"{home}{os.sep}".startswith(below))
+    ]
+    names = {(path.parent, _pattern(path)) for path in files} if found.ruins else set()
+    return damaged + [item for item in found.ruins if (item.path.parent, _pattern(item.path)) in names]
+
+
+def _pattern(path: Path) -> str:
+    return re.sub(r"[0-9a-f]+", "0", path.name.lower())
 
 
 def _homes(series: dict[str, list[Slice]]) -> dict[str, set[str]]:
@@ -289,8 +262,7 @@ def _scan(uid: str, stack: Stack, stacks: Sequence[Stack | ScanError], homes: di
         name = name if len(inside) > 1 and first.file.frames > 1 else ""
     spatial = len(stack.slices[0]) > 1
     step = () if stack.affine is None else (float(np.linalg.norm(stack.affine[:3, 2])),)
-    moments = [found for file in files if (found := acquired(file.values))[0] is not None]
-    date, source = min(moments, key=lambda found: in_order(found[0]), default=(None, ""))  # type: ignore[arg-type]
+    date, source = min((acquired(file.values) for file in files), key=_earliest)
     several = len(homes[str(place)]) > 1 or name
     return Scan(
         address=place.as_posix() + (f"#{uid}" if several else "") + (f":{name}" if name else ""),
@@ -308,6 +280,13 @@ def _scan(uid: str, stack: Stack, stacks: Sequence[Stack | ScanError], homes: di
         patient=first.file.patient,
         content=stack,
     )
+
+
+def _earliest(found: tuple[Moment | None, str]) -> tuple[int, tuple[int, int]]:
+    """Sort key of dates: the most telling attribute first, in it the earliest, unknown last."""
+    moment, source = found
+    names = [name for name, *_ in SOURCES]
+    return (len(names), (0, 0)) if moment is None else (names.index(source), in_order(moment))
 
 
 def _single(item: Nifti | Raster) -> Scan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from pydicom.uid import UID
 
 from monai_mvreg.scans import dates, tags
-from monai_mvreg.scans.elements import BIG_ENDIAN, DEFLATED, IMPLICIT, PIXEL_DATA, Elements, Values
+from monai_mvreg.scans.elements import BIG_ENDIAN, DEFLATED, IMPLICIT, PIXEL_DATA, UNDEFINED, Elements, Values
 from monai_mvreg.scans.files import ScanError
 
 NATIVE = {IMPLICIT, "1.2.840.10008.1.2.1", BIG_ENDIAN, DEFLATED}
@@ -84,15 +85,17 @@ class PixelFormat:
 class ImageFile:
     """One DICOM file that holds an image.
 
-    ``image`` is the SOPInstanceUID, ``kind`` the SOP class, ``values`` what else was read, by tag; ``start`` is where
-    the value of the pixel data begins, -1 if that is not known yet. ``refusal`` says why it cannot be read. A mosaic
-    has ``tiles`` slices beside and below each other in its one picture.
+    ``space`` is the FrameOfReferenceUID, ``image`` the SOPInstanceUID, ``kind`` the SOP class, ``values`` what else was
+    read, by tag; ``start`` is where the value of the pixel data begins, -1 if that is not known yet. ``refusal`` says
+    why it cannot be read. A mosaic has ``tiles`` slices beside and below each other in its one picture.
     """
 
     path: str
     size: int
+    study: str
     series: str
     series_number: str
+    space: str
     image: str
     kind: str
     modality: str
@@ -130,7 +133,22 @@ def text(values: Values, tag: int) -> str:
 
 @lru_cache(maxsize=4096)
 def _text(value: bytes) -> str:
-    return value.decode("latin-1").strip("\0 ")
+    written = value.decode("latin-1").strip("\0 ")
+    # Control characters would reach a terminal.
+    return written if written.isprintable() else "".join(filter(str.isprintable, written)).strip()
+
+
+def _identity(values: Values) -> str:
+    """PatientID in the character set of the file (PS3.3 C.12.1.1.2), so that it equals what a table says."""
+    value = values.get(tags.PATIENT_ID, b"")
+    if value.isascii():
+        return _text(value)
+    from pydicom.charset import convert_encodings, decode_bytes
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        encodings = convert_encodings(list(words(values, tags.SPECIFIC_CHARACTER_SET)) or None)
+        return str(decode_bytes(value, encodings, set("\\^="))).strip("\0 ")
 
 
 def numbers(values: Values, tag: int, count: int) -> tuple[float, ...]:
@@ -157,7 +175,7 @@ def numbers(values: Values, tag: int, count: int) -> tuple[float, ...]:
 def _numbers(value: bytes) -> tuple[float, ...]:
     written = value.decode("ascii").strip("\0 ")
     found = tuple(map(float, written.split("\\"))) if written else ()
-    if not all(map(math.isfinite, found)):
+    if not all(map(math.isfinite, found)) or "_" in written:  # Python takes 1_0 for 10
         raise ValueError
     return found
 
@@ -199,9 +217,11 @@ def pixel_format(elements: Elements) -> PixelFormat:
     values = elements.values
     if tags.ROWS not in values or tags.BITS_ALLOCATED not in values:  # spectroscopy has rows of no pixels
         name = UID(text(values, tags.SOP_CLASS_UID)).name
-        if "Image Storage" in name:
-            raise ScanError("damaged or incomplete: an image without Rows, Columns or BitsAllocated")
-        raise NoImageError(f"a DICOM file without pixels ({name or 'no SOP class'})")
+        if "Image Storage" in name or not name:
+            raise ScanError(
+                "damaged or incomplete: an image without Rows, Columns or BitsAllocated, or of no SOP class"
+            )
+        raise NoImageError(f"a DICOM file without pixels ({name})")
     get = values.get
     return _pixel_format(
         *(
@@ -229,19 +249,20 @@ def image_file(path: str, elements: Elements, form: PixelFormat, start: int, len
         length: how many bytes it says to have.
 
     Raises:
-        NoImageError: if it names no series.
-        ScanError: if it is damaged.
+        ScanError: if it is damaged, or names no series.
     """
     values = elements.values
     series = text(values, tags.SERIES_INSTANCE_UID)
     if not series:
-        raise NoImageError("an image without SeriesInstanceUID, which belongs to no series")
+        raise ScanError("damaged or incomplete: an image without SeriesInstanceUID, which belongs to no series")
     frames = int(number(values, tags.NUMBER_OF_FRAMES) or 1)
     return ImageFile(
         path=path,
         size=elements.size,
+        study=text(values, tags.STUDY_INSTANCE_UID),
         series=series,
         series_number=text(values, tags.SERIES_NUMBER),
+        space=text(values, tags.FRAME_OF_REFERENCE_UID),
         image=text(values, tags.SOP_INSTANCE_UID),
         kind=text(values, tags.SOP_CLASS_UID),
         modality=text(values, tags.MODALITY),
@@ -251,7 +272,7 @@ def image_file(path: str, elements: Elements, form: PixelFormat, start: int, len
         start=start,
         length=length,
         refusal=_refusal(text(values, tags.SOP_CLASS_UID), form, frames, elements.size, start, length),
-        patient=text(values, tags.PATIENT_ID),
+        patient=_identity(values),
         values={tag: values[tag] for tag in _KEPT if tag in values},
     )
 
@@ -334,5 +355,7 @@ def _refusal(kind: str, form: PixelFormat, frames: int, size: int, start: int, l
         return f"transfer syntax {form.syntax}" + (f" ({name})" if name != form.syntax else "") + " is not read"
     if start < 0:
         return "cut off: it has no pixel data"
-    got = min(size - start, length)  # an undefined length is larger than any file that is native
+    if length == UNDEFINED:
+        return f"damaged: packed pixels, and the transfer syntax {form.syntax} says that they are not"
+    got = min(size - start, length)
     return f"truncated: expected {needed} bytes of pixels, got {got}" if got < needed else ""

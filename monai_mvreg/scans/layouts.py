@@ -29,7 +29,17 @@ from monai_mvreg.scans.headers import (
     text,
     words,
 )
-from monai_mvreg.scans.slices import Slice, component_of, numbered, pixel_spacing, plain, thickness, unit_axes
+from monai_mvreg.scans.slices import (
+    Slice,
+    clock,
+    component_of,
+    contrast_of,
+    numbered,
+    pixel_spacing,
+    plain,
+    thickness,
+    unit_axes,
+)
 
 # A file is asked for everything that is named, but for what a quantity needs on demand.
 _ON_DEMAND = {tags.PATIENT_WEIGHT, tags.VOI_LUT_SEQUENCE, tags.RADIOPHARMACEUTICAL_INFORMATION_SEQUENCE, *PIXEL_DATA}
@@ -77,6 +87,8 @@ def read_slices(path: str, head: tuple[bytes, int]) -> list[Slice]:
         ScanError: if it is damaged.
     """
     elements = read_elements(path, head, _WANTED, _enough)
+    if elements.pixels < 0 and elements.values.get(tags.BITS_ALLOCATED, b"").strip(b"\0") == b"@":
+        elements = walk_on(path, head, elements, _WANTED)  # 64 bits: only the element itself says that they are doubles
     form, start, length = pixel_format(elements), elements.pixels, elements.length
     if start < 0 and form.syntax in NATIVE:
         # The pixels of most files are their end. That they are is seen from the bytes before them.
@@ -109,11 +121,15 @@ def _layout(file: ImageFile, values: Values) -> Callable[[ImageFile, Values, str
         return _functional_groups
     if file.kind == RT_DOSE:
         return _dose
-    if file.kind == NUCLEAR and "RECON TOMO" in file.image_type and tags.DETECTOR_INFORMATION_SEQUENCE in values:
+    if file.kind == NUCLEAR and file.frames > 1 and any("RECON" in word for word in file.image_type):
         return _reconstructed
-    if "MOSAIC" in file.image_type:
+    if file.frames == 1 and "MOSAIC" in file.image_type:
         return _mosaic
-    if "VFRAME" in file.image_type:
+    if (
+        file.frames == 1
+        and "VFRAME" in file.image_type
+        and values.get(tags.UIH_CREATOR, b"").startswith(b"Image Private")
+    ):
         return _uih_mosaic
     return plain
 
@@ -124,6 +140,12 @@ def _functional_groups(file: ImageFile, values: Values, order: str) -> list[Slic
     shared = (values.get(tags.SHARED_FUNCTIONAL_GROUPS_SEQUENCE) or [{}])[0]
     if len(frames) != file.frames:
         raise ScanError(f"expected functional groups for {file.frames} frames, got {len(frames)}")
+    units = {
+        text((groups.get(tags.PIXEL_VALUE_TRANSFORMATION_SEQUENCE) or [_NOTHING])[0], tags.RESCALE_TYPE)
+        for groups in (shared, *frames)
+    } - {""}
+    if len(units) == 1:
+        file = replace(file, values={**file.values, tags.RESCALE_TYPE: units.pop().encode()})
     instance = number(values, tags.INSTANCE_NUMBER)
     slices = []
     for at, frame in enumerate(frames):
@@ -137,9 +159,12 @@ def _functional_groups(file: ImageFile, values: Values, order: str) -> list[Slic
             group(tags.PIXEL_MEASURES_SEQUENCE),
             group(tags.PIXEL_VALUE_TRANSFORMATION_SEQUENCE),
         )
+        rescale = rescale or values  # some write it where ordinary images have it
         slope, intercept = number(rescale, tags.RESCALE_SLOPE), number(rescale, tags.RESCALE_INTERCEPT)
         if file.kind == PARAMETRIC_MAP and tags.REAL_WORLD_VALUE_MAPPING_SEQUENCE in {**shared, **frame}:
             real = group(tags.REAL_WORLD_VALUE_MAPPING_SEQUENCE)
+            if tags.REAL_WORLD_VALUE_SLOPE not in real:
+                raise ScanError("expected RealWorldValueSlope of a parametric map, got none (a table is not read)")
             slope = (binary(real, tags.REAL_WORLD_VALUE_SLOPE, "d", order) or (None,))[0]
             intercept = (binary(real, tags.REAL_WORLD_VALUE_INTERCEPT, "d", order) or (None,))[0]
         echo = binary(group(tags.MR_ECHO_SEQUENCE), tags.EFFECTIVE_ECHO_TIME, "d", order)
@@ -164,13 +189,18 @@ def _functional_groups(file: ImageFile, values: Values, order: str) -> list[Slic
                 component=component_of(
                     words(frame_type, tags.FRAME_TYPE), text(frame_type, tags.COMPLEX_IMAGE_COMPONENT)
                 ),
+                contrast=contrast_of(words(frame_type, tags.FRAME_TYPE) or file.image_type),
                 stack=f"segment {segment[0]}" if segment else text(content, tags.STACK_ID),
                 order=(
                     float(time[0]) if time else None,
                     trigger[0] if trigger else None,
                     None,
                     b_value[0] if b_value else None,
+                    *(None, None),
                     binary(content, tags.DIMENSION_INDEX_VALUES, "I", order) or None,
+                    None,
+                    clock(content.get(tags.FRAME_ACQUISITION_DATE_TIME, b""), b"", together=True),
+                    None,
                     numbered(instance, at),
                 ),
             )
@@ -192,7 +222,9 @@ def _dose(file: ImageFile, values: Values, order: str) -> list[Slice]:
         raise ScanError(f"expected GridFrameOffsetVector and a position for {file.frames} planes, got {len(offsets)}")
     origin, normal = np.array(first.position), np.cross(first.axes[:3], first.axes[3:])
     # Offsets are from the first plane, or (an older form, for transverse planes alone) heights in the patient.
-    steps = np.array(offsets) - (offsets[0] if abs(offsets[0] - origin[2]) < 1e-3 else 0.0)
+    steps = np.array(offsets)
+    if steps[0] != 0 and abs(steps[0] - origin[2]) < 1e-3 and abs(normal[2]) > 0.999:
+        steps, normal = steps - steps[0], np.array([0.0, 0.0, 1.0])
     if steps[0] != 0:
         raise ScanError("expected GridFrameOffsetVector to begin with 0 or with the height of the first plane")
     return [
@@ -202,7 +234,10 @@ def _dose(file: ImageFile, values: Values, order: str) -> list[Slice]:
 
 def _reconstructed(file: ImageFile, values: Values, order: str) -> list[Slice]:
     """A reconstructed tomogram of nuclear medicine: its slices follow each other from the detector's position."""
-    detector, step = values[tags.DETECTOR_INFORMATION_SEQUENCE][0], number(values, tags.SPACING_BETWEEN_SLICES)
+    detector, step = (
+        (values.get(tags.DETECTOR_INFORMATION_SEQUENCE) or [_NOTHING])[0],
+        number(values, tags.SPACING_BETWEEN_SLICES),
+    )
     place = {
         tag: detector.get(tag, values.get(tag)) for tag in (tags.IMAGE_POSITION_PATIENT, tags.IMAGE_ORIENTATION_PATIENT)
     }
@@ -213,7 +248,10 @@ def _reconstructed(file: ImageFile, values: Values, order: str) -> list[Slice]:
     slots = binary(values, tags.SLICE_VECTOR, "H", order)
     slices = plain(file, values, order)
     if not (origin and axes and step) or sorted(slots) != list(range(1, file.frames + 1)):
-        return slices
+        raise ScanError(
+            "expected a reconstructed tomogram of one time and energy, with the position of its detector, "
+            "SpacingBetweenSlices and a SliceVector that counts its frames"
+        )
     normal = np.cross(axes[:3], axes[3:]) * step
     places = [tuple((np.array(origin) + (slot - 1) * normal).tolist()) for slot in slots]
     return [replace(s, position=place, axes=axes) for s, place in zip(slices, places, strict=True)]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +67,12 @@ def nifti_header(path: Path) -> Nifti:
         ScanError: if it is no NIfTI file, or none that holds one grey or coloured image in space and time.
     """
     stem = path.name.lower().removesuffix(".gz")
-    beside = (
-        path.with_name(path.name.replace(".img", ".hdr").replace(".IMG", ".HDR")) if stem.endswith(".img") else path
-    )
+    pair = stem.endswith(".img")
+    beside = path.with_name(re.sub(r"\.(img|IMG)(?=(\.gz)?$)", _header_suffix, path.name)) if pair else path
     raw = _header_bytes(beside)
     try:
-        header = next(kind(raw[: kind.sizeof_hdr], check=True) for kind in _HEADERS if _is_a(kind, raw))
+        kinds = [kind for kind in _HEADERS if _is_a(kind, raw) and (pair or kind.is_single)]
+        header = next(kind(raw[: kind.sizeof_hdr], check=True) for kind in kinds)
         shape, kind = tuple(map(int, header.get_data_shape())), header.get_data_dtype()
         affine, offset = np.asarray(header.get_best_affine(), np.float64), int(header.get_data_offset())
         slope, intercept = header.get_slope_inter()
@@ -81,7 +83,7 @@ def nifti_header(path: Path) -> Nifti:
     except Exception as error:  # nibabel has errors of its own, and hostile numbers cause others
         raise ScanError(f"damaged NIfTI header ({type(error).__name__})") from None
     affine[:3] *= units
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not np.isfinite(affine).all() or _flatness(affine) < 1e-6:
         raise ScanError("expected an affine with three directions, got one without")
     while len(shape) > 2 and shape[-1] == 1:
         shape = shape[:-1]
@@ -109,6 +111,16 @@ def nifti_header(path: Path) -> Nifti:
         kind=kind,
         scale=(1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)),
     )
+
+
+def _header_suffix(found: re.Match[str]) -> str:
+    return ".HDR" if found[1].isupper() else ".hdr"
+
+
+def _flatness(affine: Array) -> float:
+    """The volume of a voxel over that of a box with its edges: 0 if they lie in a plane."""
+    edges = float(np.prod(np.linalg.norm(affine[:3, :3], axis=0)))
+    return abs(float(np.linalg.det(affine[:3, :3]))) / edges if edges > 0 else 0.0
 
 
 _HEADERS = (nifti1.Nifti1Header, nifti1.Nifti1PairHeader, nifti2.Nifti2Header, nifti2.Nifti2PairHeader)
@@ -151,7 +163,7 @@ def read_nifti(header: Nifti, frames: Sequence[int], *, turned: bool = False) ->
         with _opened(header.path, zipped=zipped) as file:
             file.seek(header.offset)
             values = _volumes(header, frames, file, turned and len(frames) == 1)
-            if zipped:
+            if zipped and frames[-1] == header.frames - 1:
                 _read_to_the_end(file)
             return values
     except ScanError:
@@ -160,12 +172,14 @@ def read_nifti(header: Nifti, frames: Sequence[int], *, turned: bool = False) ->
         raise ScanError(f"truncated or damaged ({type(error).__name__})") from None
 
 
-def _opened(path: Path, *, zipped: bool) -> Any:
+@contextmanager
+def _opened(path: Path, *, zipped: bool) -> Iterator[Any]:
     try:
-        file: Any = path.open("rb", buffering=0)
+        source: Any = path.open("rb", buffering=0)
     except NotADirectoryError:
-        file = io.BytesIO(read_whole(path))
-    return _unzipped(file) if zipped else file
+        source = io.BytesIO(read_whole(path))
+    with source:  # a gzip file leaves what it reads open
+        yield _unzipped(source) if zipped else source
 
 
 def _unzipped(file: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import struct
 import tempfile
 import threading
@@ -23,7 +24,7 @@ import SimpleITK as sitk  # noqa: N813
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import get_decoder
-from pydicom.uid import UID, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import UID, RLELossless, SecondaryCaptureImageStorage, generate_uid
 
 from monai_mvreg.scans import tags
 from monai_mvreg.scans.elements import BIG_ENDIAN, DEFLATED, data_set_start, inflate, read_elements, read_head
@@ -44,6 +45,15 @@ _KINDS = {
     "1.2.840.10008.1.2.4.81": {0xF7},
 }
 _LOCK = threading.Lock()
+
+
+def _new_lock() -> None:
+    global _LOCK
+    _LOCK = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # the thread that holds the lock does not live on in a forked process
+    os.register_at_fork(after_in_child=_new_lock)
 _KEYWORDS = {tags.FLOAT_PIXEL_DATA: "FloatPixelData", tags.DOUBLE_FLOAT_PIXEL_DATA: "DoubleFloatPixelData"}
 
 
@@ -71,6 +81,8 @@ def unpack(file: ImageFile, frames: Sequence[int]) -> Iterator[Array]:
         yield from (_twelve_bits(packed, form) for packed in _packed_frames(file, frames))
         return
     decoder = get_decoder(UID(form.syntax))
+    if form.syntax in (BIG_ENDIAN, RLELossless):  # which bits hold the value is applied afterwards, wherever they are
+        options["bits_stored"] = form.allocated
     if form.syntax in CODECS:
         plugin, package = CODECS[form.syntax]
         if plugin not in decoder.available_plugins:
@@ -86,8 +98,8 @@ def unpack(file: ImageFile, frames: Sequence[int]) -> Iterator[Array]:
             picture, _ = decoder.as_array(source, index=0, **options)
             if form.photometric == "PALETTE COLOR":
                 picture = _coloured(file, picture)
-        picture = np.array(picture)
-        if options.get("decoding_plugin") == "gdcm":
+        picture = np.array(picture, picture.dtype.newbyteorder("="))
+        if picture.ndim == 2 and picture.dtype.kind in "iu" and picture.dtype.itemsize * 8 == form.allocated:
             picture = value_bits(picture.view(f"{'ui'[form.signed]}{picture.dtype.itemsize}"), form)
         yield picture
 
@@ -99,7 +111,8 @@ def inflated(file: ImageFile) -> bytes:
         ScanError: if there are fewer than its header says.
     """
     start = _start(file)
-    needed = file.pixels.frame_bytes * file.frames
+    form = file.pixels
+    needed = form.frame_bytes * file.frames if form.allocated > 1 else (form.rows * form.columns * file.frames + 7) // 8
     data = inflate(file.path, data_set_start(file.path), start + needed)[start:]
     if len(data) < needed:
         raise ScanError(f"truncated: expected {needed} bytes of pixels, got {len(data)}")
@@ -206,8 +219,10 @@ def _check_stream(packed: bytes, form: PixelFormat) -> None:
             if marker not in _KINDS.get(form.syntax, _FRAME_MARKERS):
                 raise ScanError(f"damaged: its stream is of another kind ({marker:02X}) than {UID(form.syntax).name}")
             found, bits = (*struct.unpack_from(">2H", packed, at + 5), packed[at + 9]), packed[at + 4]
+        elif UID(form.syntax) == RLELossless:
+            return  # it states nothing, and unpacks into what the header states
         else:
-            return  # RLE states nothing, and unpacks into what the header states
+            raise ScanError("damaged: expected a stream of JPEG or JPEG 2000, got another beginning")
     except (IndexError, struct.error):
         raise ScanError("damaged: its stream has no frame header") from None
     if found != (form.rows, form.columns, form.samples) or not 0 < bits <= form.allocated:

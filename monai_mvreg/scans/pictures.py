@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813
 from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from monai_mvreg.scans.files import ScanError, read_range, read_whole, refuse_bomb
 
@@ -22,12 +25,10 @@ Array = npt.NDArray[Any]
 _MARKS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
 _GREY = {"1", "L", "I", "F", "I;16", "I;16B", "I;16L"}
 _COLOURS = {"RGB", "RGBA", "P", "LA"}
+# Bits and sample format (1 unsigned, 2 signed, 3 float) of the TIFFs whose values Pillow keeps.
+_TIFF_KINDS = {*((bits, 1) for bits in (1, 2, 4, 8, 16)), (16, 2), (32, 2), (32, 3)}
 _VOLUMES = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
-# The fields that name the file with the voxels, and the value that says: this one.
-_DATA_FIELD = {
-    "NrrdImageIO": re.compile(rb"^data ?file:\s*(.*?)\s*$", re.I | re.M),
-    "MetaImageIO": re.compile(rb"^ElementDataFile\s*=\s*(.*?)\s*$", re.I | re.M),
-}
+_TEXT_BYTES = 2**20  # of a header; what follows is voxels
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,34 @@ def is_volume(name: str) -> bool:
 
 
 @contextmanager
-def _picture(path: Path) -> Iterator[Image.Image]:
+def _picture(path: Path) -> Iterator[ImageFile]:
     """Open a picture; every way in which it can be damaged is one error."""
     try:
         raw = read_whole(path)
         with Image.open(io.BytesIO(raw), formats=("PNG", "JPEG", "TIFF")) as image:
-            refuse_bomb(len(raw), image.width * image.height * len(image.getbands()))
-            if image.mode not in _GREY | _COLOURS:
-                raise ScanError(f"expected grey values or colours, got a picture of mode {image.mode}")
-            if image.mode in _COLOURS and any("16" in str(tile[3]) for tile in image.tile):
-                raise ScanError("expected colours of 8 bits, got 16, which would be cut to 8")
+            _check_page(image, len(raw))
             yield image
     except ScanError:
         raise
     except Exception as error:  # Pillow raises whatever its decoders do
         raise ScanError(f"truncated or damaged picture ({type(error).__name__})") from None
+
+
+def _check_page(image: ImageFile, size: int) -> None:
+    """Refuse a picture that Pillow would not give as it is stored."""
+    refuse_bomb(size, image.width * image.height * len(image.getbands()))
+    if image.mode not in _GREY | _COLOURS:
+        raise ScanError(f"expected grey values or colours, got a picture of mode {image.mode}")
+    if image.mode in _COLOURS and any(";16" in str(tile[3]) for tile in image.tile):
+        raise ScanError("expected colours of 8 bits, got 16, which would be cut to 8")
+    if isinstance(image, TiffImageFile):
+        bits, photometric, kind = (image.tag_v2.get(tag) for tag in (258, 262, 339))
+        kind = kind[0] if isinstance(kind, tuple) else kind or 1
+        bits = bits[0] if isinstance(bits, tuple) else bits or 1
+        if (bits, kind) not in _TIFF_KINDS:
+            raise ScanError(f"expected a TIFF of a kind that is read, got {bits} bits of sample format {kind}")
+        if photometric == 0 and bits > 8:
+            raise ScanError(f"expected a TIFF of {bits} bits in which the smallest value is black")
 
 
 def picture_header(path: Path) -> Raster:
@@ -89,11 +103,15 @@ def read_picture(path: Path, frame: int) -> Array:
         ScanError: if it is damaged, or partly transparent.
     """
     with _picture(path) as image:
+        size, colour = image.size, image.mode in _COLOURS
         image.seek(frame)
-        image = ImageOps.exif_transpose(image)
-        if image.mode in _GREY:
-            return np.asarray(image).astype(np.float32)
-        *colours, alpha = (np.asarray(band) for band in image.convert("RGBA").split())
+        _check_page(image, read_range(path, 0, 0)[1])
+        if (image.size, image.mode in _COLOURS) != (size, colour):
+            raise ScanError(f"expected pages of one size and kind, got another on page {frame + 1}")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in _GREY:
+            return np.asarray(upright).astype(np.float32)
+        *colours, alpha = (np.asarray(band) for band in upright.convert("RGBA").split())
         if (alpha != 255).any():
             raise ScanError("expected a picture without transparency")
         return np.stack(colours, axis=-1).astype(np.float32)
@@ -140,19 +158,15 @@ def read_volume(path: Path) -> Array:
 def _reader(path: Path) -> Any:
     """A reader that knows the header, after it is sure that the voxels are where they should be and no more."""
     kind = _VOLUMES[path.suffix.lower()]
-    start, _ = read_range(path, 0, 2**20)
+    start, _ = read_range(path, 0, _TEXT_BYTES)
     if not path.is_file():
         raise ScanError("a volume of this format inside a zip is not read: unzip it first")
-    text = start.split(b"\n\n")[0].split(b"\r\n\r\n")[0] if kind == "NrrdImageIO" else start
-    named = _DATA_FIELD[kind].search(text)
-    if kind == "MetaImageIO" and named is None:
-        raise ScanError("expected a MetaImage, got no ElementDataFile")
-    voxels = path
-    if named is not None and named[1] not in (b"LOCAL", b"Local", b"local"):
-        name = named[1].decode("utf-8", "replace")
-        plain = Path(name).name == name
+    fields = _nrrd_fields(start) if kind == "NrrdImageIO" else _meta_fields(start)
+    voxels, name = path, fields.get("datafile", "LOCAL")
+    if name.upper() != "LOCAL":
+        plain = bool(name) and Path(name).name == name
         voxels = path.with_name(name) if plain else path
-        if not plain or not voxels.is_file() or voxels.is_symlink():
+        if not plain or not os.path.isfile(voxels) or voxels.is_symlink():  # noqa: PTH113, of any length
             raise ScanError("expected its voxels in one file in the same folder")
     reader = sitk.ImageFileReader()
     reader.SetImageIO(kind)
@@ -164,12 +178,51 @@ def _reader(path: Path) -> Any:
         raise ScanError("expected an NRRD or MetaImage header, cannot read it") from None
     needed = int(np.prod(reader.GetSize(), dtype=np.float64)) * reader.GetNumberOfComponents() * _item_bytes(reader)
     have = voxels.stat().st_size
-    packed = re.search(rb"^(encoding:\s*(gz|gzip|bz2|bzip2)|CompressedData\s*=\s*True)\s*$", text, re.I | re.M)
-    if packed:
+    if fields.get("encoding", "raw").lower() != "raw":
         refuse_bomb(have, needed)
     elif have < needed:
         raise ScanError(f"truncated: expected {needed} bytes of voxels, got {have}")
     return reader
+
+
+def _meta_fields(start: bytes) -> dict[str, str]:
+    """The lines ``Key = value`` of a MetaImage, of which ElementDataFile is the last.
+
+    ITK reads them more loosely than this, so whatever it could take for another name of the data file is refused.
+    """
+    fields: dict[str, str] = {}
+    for line in start.split(b"\n"):
+        found = re.fullmatch(rb"(\w+) *= *(.*?)\s*", line, re.S)
+        if found is None:
+            break
+        key, value = found[1].decode().lower(), found[2].decode("utf-8", "replace")
+        if key == "elementdatafile":
+            packed = fields.get("compresseddata", "False").lower() == "true"
+            return {"datafile": value, "encoding": "gzip" if packed else "raw"}
+        fields[key] = value
+    raise ScanError("expected the lines 'Key = value' of a MetaImage up to its ElementDataFile")
+
+
+def _nrrd_fields(start: bytes) -> dict[str, str]:
+    """The lines ``field: value`` of an NRRD header, up to its empty line."""
+    fields: dict[str, str] = {}
+    lines = start.split(b"\n")
+    if len(start) == _TEXT_BYTES:
+        lines.pop()  # it may go on
+    for line in lines[1:]:
+        line = line.rstrip(b"\r")
+        if not line:
+            return fields
+        if line.startswith(b"#") or b":=" in line:
+            continue
+        field, colon, value = line.decode("utf-8", "replace").partition(":")
+        key = "".join(field.split()).lower()
+        if not colon or field != field.strip() or key in fields:
+            raise ScanError("expected the lines 'field: value' of an NRRD header, each field once")
+        fields[key] = value.strip()
+    if len(start) == _TEXT_BYTES:
+        raise ScanError(f"expected an NRRD header of at most {_TEXT_BYTES} bytes")
+    return fields
 
 
 def _item_bytes(reader: Any) -> int:

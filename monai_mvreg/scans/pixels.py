@@ -19,7 +19,7 @@ from pydicom.uid import UID
 
 from monai_mvreg.scans import tags
 from monai_mvreg.scans.blocks import SliceWriter
-from monai_mvreg.scans.elements import BIG_ENDIAN, DEFLATED
+from monai_mvreg.scans.elements import BIG_ENDIAN, DEFLATED, Values
 from monai_mvreg.scans.files import ScanError, read_whole
 from monai_mvreg.scans.headers import COLOUR, NATIVE, ImageFile
 from monai_mvreg.scans.packed import inflated, unpack, value_bits
@@ -93,6 +93,8 @@ def _tiles(part: Sequence[Slice], pictures: Iterator[Array]) -> Iterator[Array]:
 def _convert(s: Slice, stored: Array, out: Array, padding: float | None, invert: bool) -> None:
     """Stored pixels of one slice to values; ``stored`` is used up."""
     form = s.file.pixels
+    if s.slope == 0 and stored.any():  # an empty slice of PET may have no scale
+        raise ScanError("expected a rescale slope other than 0")
     mirrored = invert and form.photometric == "MONOCHROME1"
     padded = None if padding is None else _padded(s.file, stored)
     table = _modality_table(s.file)
@@ -103,11 +105,16 @@ def _convert(s: Slice, stored: Array, out: Array, padding: float | None, invert:
             stored = 2**bits - 1 - stored.astype(np.int64)
         out[...] = stored
     else:
-        exact = np.float64 if stored.dtype.itemsize > 2 else np.float32
         if mirrored and stored.dtype.kind in "iu":
             # In place: the range of stored values mirrored, which for two's complement is the bitwise complement.
             np.subtract(-1 if form.signed else (1 << form.stored) - 1, stored, out=stored)
-        if exact is np.float32 or (s.slope == 1 and s.intercept == 0):
+        if abs(s.slope) * 2.0**form.stored + abs(s.intercept) > 3e38 and form.tag == tags.PIXEL_DATA:
+            raise ScanError("expected a rescale slope whose values float32 can hold")
+        # In float32 only where nothing is rounded twice: near 0, stored * slope + intercept would lose its digits.
+        whole = s.slope == round(s.slope) and s.intercept == round(s.intercept)
+        if stored.dtype.itemsize <= 2 and (
+            s.intercept == 0 or (whole and abs(s.slope) < 256 and abs(s.intercept) < 2**23)
+        ):
             np.copyto(out, stored, casting="unsafe")
             if s.slope != 1:
                 out *= np.float32(s.slope)
@@ -123,23 +130,40 @@ def _padded(file: ImageFile, stored: Array) -> Array | None:
     limits = [file.values.get(tag) for tag in (tags.PIXEL_PADDING_VALUE, tags.PIXEL_PADDING_RANGE_LIMIT)]
     form = (">" if file.pixels.syntax == BIG_ENDIAN else "<") + ("h" if file.pixels.signed else "H")
     known = [struct.unpack(form, value)[0] for value in limits if value and len(value) == 2]
+    if file.pixels.signed and file.pixels.stored < 16:  # some write it in as many bits as a pixel has
+        sign = 1 << (file.pixels.stored - 1)
+        known = [((value & (2 * sign - 1)) ^ sign) - sign for value in known]
     return (stored >= min(known)) & (stored <= max(known)) if known else None
 
 
 def _modality_table(file: ImageFile) -> tuple[int, Array, int] | None:
-    """The Modality LUT: the stored value of its first entry, its entries, their bits (PS3.3 C.11.1.1)."""
     items = file.values.get(tags.MODALITY_LUT_SEQUENCE)
     if not items:
         return None
     order = ">" if file.pixels.syntax == BIG_ENDIAN else "<"
-    descriptor, data = items[0].get(tags.LUT_DESCRIPTOR, b""), items[0].get(tags.LUT_DATA, b"")
+    return lookup_table(items[0], "Modality LUT", order=order, signed=file.pixels.signed)
+
+
+def lookup_table(item: Values, what: str, *, order: str, signed: bool) -> tuple[int, Array, int]:
+    """Read a table of values: the input of its first entry, its entries, their bits (PS3.3 C.11.1.1 and C.11.2.1.1).
+
+    Args:
+        item: the item of its sequence.
+        what: its name, for a message.
+        order: byte order of the file, ``<`` or ``>``.
+        signed: whether the input may be negative.
+
+    Raises:
+        ScanError: if it is incomplete.
+    """
+    descriptor, data = item.get(tags.LUT_DESCRIPTOR, b""), item.get(tags.LUT_DATA, b"")
     if len(descriptor) != 6 or not data:
-        raise ScanError("damaged: a Modality LUT without a descriptor or data")
-    count, first, bits = struct.unpack(order + ("HhH" if file.pixels.signed else "HHH"), descriptor)
+        raise ScanError(f"damaged: a {what} without a descriptor or data")
+    count, first, bits = struct.unpack(order + ("HhH" if signed else "HHH"), descriptor)
     count = count or 2**16
     entries = np.frombuffer(data, "u1" if len(data) in (count, count + 1) and bits <= 8 else order + "u2")
-    if len(entries) < count:
-        raise ScanError(f"damaged: expected a Modality LUT of {count} entries, got {len(entries)}")
+    if len(entries) < count or not 0 < bits <= 16:
+        raise ScanError(f"damaged: expected a {what} of {count} entries of 1 to 16 bits, got {len(entries)} of {bits}")
     return first, entries[:count], bits
 
 
@@ -164,7 +188,8 @@ def _native(file: ImageFile, frames: Sequence[int], buffer: bytearray) -> Iterat
             if form.allocated == 1:
                 bits = form.rows * form.columns
                 begin, end = frame * bits, (frame + 1) * bits
-                packed = source.read(file.start + begin // 8, (end + 7) // 8 - begin // 8)
+                first, last = begin // 8, (end + 7) // 8
+                packed = source.read(file.start + first, last - first) if unpacked is None else unpacked[first:last]
                 yield np.unpackbits(np.frombuffer(packed, "u1"), bitorder="little")[begin % 8 :][:bits].reshape(shape)
                 continue
             at = frame * form.frame_bytes

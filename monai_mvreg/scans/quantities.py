@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from monai_mvreg.scans import dates, tags
-from monai_mvreg.scans.elements import Values, read_elements, read_head
+from monai_mvreg.scans.elements import BIG_ENDIAN, Values, read_elements, read_head
 from monai_mvreg.scans.files import ScanError
 from monai_mvreg.scans.headers import binary, name_of, number, numbers, text, words
+from monai_mvreg.scans.pixels import lookup_table
 from monai_mvreg.scans.slices import Slice
 
 Array = npt.NDArray[Any]
@@ -26,19 +27,45 @@ _PET = {
     **dict.fromkeys((tags.PATIENT_WEIGHT, tags.UNITS, tags.SUV_TYPE, tags.DECAY_CORRECTION), False),
     **dict.fromkeys((tags.RADIONUCLIDE_TOTAL_DOSE, tags.RADIONUCLIDE_HALF_LIFE), False),
     **dict.fromkeys((tags.RADIOPHARMACEUTICAL_START_DATE_TIME, tags.RADIOPHARMACEUTICAL_START_TIME), False),
+    tags.TIMEZONE_OFFSET_FROM_UTC: False,
     **dict.fromkeys((tags.PHILIPS_PET_CREATOR, tags.PHILIPS_SUV_FACTOR, *dates.TAGS), False),
     tags.RADIOPHARMACEUTICAL_INFORMATION_SEQUENCE: True,
 }
 
 
-def suv_factor(s: Slice) -> float:
+def suv(slices: Sequence[Slice], series: Sequence[Slice]) -> list[Slice]:
+    """Give each slice the scale of standardised uptake.
+
+    Args:
+        slices: those to be read.
+        series: all slices of the scan, which tell when it began.
+
+    Raises:
+        ScanError: as :func:`suv_factor`, or if the images of the scan differ in what it needs.
+    """
+    times = [
+        _moment(s.file.values.get(tags.ACQUISITION_DATE), s.file.values.get(tags.ACQUISITION_TIME)) for s in series
+    ]
+    began = min((time for time in times if time is not None), default=None)
+    factors = {
+        file.path: suv_factor(replace(slices[0], file=file), began)
+        for file in {s.file.path: s.file for s in slices}.values()
+    }
+    low, high = min(factors.values()), max(factors.values())
+    if high > low * (1 + 1e-6):
+        raise _lack(slices[0], "expected one weight, dose and start of the scan, got others in other images of it")
+    return [replace(s, slope=s.slope * low, intercept=s.intercept * low) for s in slices]
+
+
+def suv_factor(s: Slice, began: datetime.datetime | None) -> float:
     """What turns the values of a PET image into standardised uptake by body weight, in g/ml.
 
     The uptake is activity times weight over the injected activity, decayed from the injection to the start of the scan
     (Decay Correction START, by Series Date and Time) or not at all (ADMIN).
 
     Args:
-        s: any slice of the scan.
+        s: a slice of the scan.
+        began: the first acquisition of the scan, None if it is not known.
 
     Raises:
         ScanError: naming the attribute that is missing or says otherwise.
@@ -71,31 +98,41 @@ def suv_factor(s: Slice) -> float:
     if correction == "ADMIN":
         seconds = 0.0
     elif correction == "START":
-        seconds = _seconds_of_decay(s, values, tracer)
+        seconds = _seconds_of_decay(s, values, tracer, began)
     else:
         raise _lack(s, f"expected {name_of(tags.DECAY_CORRECTION)} START or ADMIN, got {correction!r}")
+    if seconds > 50 * half_life:
+        raise _lack(s, f"expected a tracer that is left at the scan, {seconds:.0f} s are more than 50 half-lives")
     return weight * 1000 / (dose * 2 ** (-seconds / half_life))
 
 
-def _seconds_of_decay(s: Slice, values: Values, tracer: Values) -> float:
+def _seconds_of_decay(s: Slice, values: Values, tracer: Values, began: datetime.datetime | None) -> float:
     """From the injection to the start of the scan."""
     start = _moment(values.get(tags.SERIES_DATE), values.get(tags.SERIES_TIME))
     if start is None:
         raise _lack(s, "expected SeriesDate and SeriesTime, got none")
-    acquired = _moment(values.get(tags.ACQUISITION_DATE), values.get(tags.ACQUISITION_TIME))
-    if acquired is not None and start > acquired:
+    if began is not None and start > began:
         raise _lack(s, "expected SeriesTime before AcquisitionTime: when the scan began is not known")
     injected, _ = dates.acquired(
         {tags.ACQUISITION_DATE_TIME: tracer.get(tags.RADIOPHARMACEUTICAL_START_DATE_TIME, b"")}
     )
     if isinstance(injected, datetime.datetime):
+        zone = (
+            datetime.datetime.strptime(offset, "%z").tzinfo
+            if (offset := text(values, tags.TIMEZONE_OFFSET_FROM_UTC))
+            else None
+        )
+        if zone is not None and injected.tzinfo is not None:
+            injected = injected.astimezone(zone)
         seconds = (start - injected.replace(tzinfo=None)).total_seconds()
     else:
-        # A time without a date is of the day of the scan, or of the evening before.
+        # A time without a date is of the day of the scan, or of the evening before, if the tracer is gone by then.
         clock = _moment(values.get(tags.SERIES_DATE), tracer.get(tags.RADIOPHARMACEUTICAL_START_TIME))
         if clock is None:
             raise _lack(s, "expected RadiopharmaceuticalStartDateTime or RadiopharmaceuticalStartTime, got none")
         seconds = (start - clock).total_seconds() % 86400
+        if seconds > 43200 or _positive(s, tracer, tags.RADIONUCLIDE_HALF_LIFE) > 43200:
+            raise _lack(s, "expected RadiopharmaceuticalStartDateTime: its time without a date leaves the day open")
     if not 0 <= seconds < 86400 * 3:
         raise _lack(s, f"expected the injection before the scan, got {seconds:.0f} s between them")
     return float(seconds)
@@ -169,13 +206,9 @@ def brightness(s: Slice, values: Array, *, inverted: bool) -> Array:
 
 
 def _looked_up(s: Slice, table: Values, values: Array) -> Array:
-    descriptor, entries = table.get(tags.LUT_DESCRIPTOR, b""), np.frombuffer(table.get(tags.LUT_DATA, b""), "<u2")
-    if len(descriptor) != 6 or not len(entries):
-        raise _lack(s, "expected a VOI LUT with a descriptor and data")
-    first, bits = (
-        np.frombuffer(descriptor, kind)[at] for kind, at in (("<i2" if values.min() < 0 else "<u2", 1), ("<u2", 2))
-    )
-    return entries[np.clip(np.rint(values).astype(np.int64) - int(first), 0, len(entries) - 1)] / (2.0 ** int(bits) - 1)
+    order = ">" if s.file.pixels.syntax == BIG_ENDIAN else "<"
+    first, entries, bits = lookup_table(table, "VOI LUT", order=order, signed=s.file.pixels.signed or s.intercept < 0)
+    return entries[np.clip(np.rint(values).astype(np.int64) - first, 0, len(entries) - 1)] / (2.0**bits - 1)
 
 
 def _read(s: Slice, wanted: dict[int, bool]) -> Values:

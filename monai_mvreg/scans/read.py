@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +12,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from monai_mvreg.scans import tags
-from monai_mvreg.scans.files import ScanError
-from monai_mvreg.scans.find import LeftOut, Scan, list_files, scans_of, sort_files
+from monai_mvreg.scans import addresses, tags
+from monai_mvreg.scans.files import ScanError, read_range
+from monai_mvreg.scans.find import LeftOut, Scan, damaged_of, scans_of, sort_files
 from monai_mvreg.scans.headers import RT_DOSE, text
+from monai_mvreg.scans.listing import list_files
 from monai_mvreg.scans.nifti import Nifti, read_nifti
 from monai_mvreg.scans.pictures import read_picture, read_volume
 from monai_mvreg.scans.pixels import read_values
-from monai_mvreg.scans.quantities import brightness, philips_precise, suv_factor
+from monai_mvreg.scans.quantities import brightness, philips_precise, suv
 from monai_mvreg.scans.slices import Slice
 from monai_mvreg.scans.stacks import Stack
 
@@ -48,6 +50,10 @@ class Choices:
     suv: bool = False
     philips_precise: bool = False
     brightness: bool = False
+
+    def __post_init__(self) -> None:
+        if self.suv + self.philips_precise + self.brightness > 1:
+            raise ScanError("expected one of suv, philips_precise and brightness, got several")
 
 
 AS_STORED = Choices()
@@ -101,10 +107,12 @@ def read_turned(scan: Scan | str | Path, *, frame: Frame = None, choices: Choice
 
 
 def _read(scan: Scan | str | Path, frame: Frame, choices: Choices, *, turned: bool) -> ScanData:
+    check_frame(frame)
     found = scan if isinstance(scan, Scan) else scan_at(str(scan), resample=choices.resample)
     name = Path(found.address).name
     if isinstance(frame, int) and not 0 <= frame < found.frames:
         raise ScanError(f"{name}: expected a time point from 0 to {found.frames - 1}, got {frame}")
+    _refuse_bomb(found, frame, name)
     turned = turned and not found.colour and (found.frames == 1 or isinstance(frame, int))
     try:
         if isinstance(found.content, Stack):
@@ -115,35 +123,58 @@ def _read(scan: Scan | str | Path, frame: Frame, choices: Choices, *, turned: bo
         raise ScanError(message if message.startswith(f"{name}: ") else f"{name}: {message}") from None
 
 
+def check_frame(frame: Frame) -> None:
+    """Refuse what is neither the number of a time point nor the mean of all.
+
+    Raises:
+        ScanError: if it is anything else.
+    """
+    if frame is not None and frame != "mean" and (not isinstance(frame, int) or isinstance(frame, bool)):
+        raise ScanError(f"expected frame to be the number of a time point or 'mean', got {frame!r}")
+
+
+def _refuse_bomb(scan: Scan, frame: Frame, name: str) -> None:
+    """Refuse a scan that would fill the memory from next to nothing; a mask of bytes packs 500 to 1."""
+    values = math.prod(scan.shape) * (1 if isinstance(frame, int) else scan.frames) * (3 if scan.colour else 1)
+    try:
+        packed = sum(read_range(path, 0, 0)[1] for path in scan.files)
+    except ScanError:
+        return  # whoever reads it says which file is gone
+    if 4 * values > max(2**30, 400 * packed):
+        raise ScanError(f"{name}: {packed} bytes claim to unpack to {values} values: refused as a decompression bomb")
+
+
 def scan_at(address: str, *, resample: bool = False) -> Scan:
     """Find the one scan at an address, from the headers alone.
 
     Raises:
         ScanError: if there is none, more than one, or one that cannot be read right; all are named.
     """
-    path, key = _split(address)
+    path, key = addresses.split(address)
     series, _, name = key.partition(":")
-    files, left_out = list_files(path)
+    files, refused_files = list_files(path)
+    left_out = [LeftOut(where, reason) for where, reason in refused_files]
     alone = files == [str(path)]
     found = sort_files(files, series=series)
     if not alone:
         found.single.clear()  # beside a DICOM series, files of other formats are company
     scans, left = scans_of(found, left_out, resample=resample)
     scans += [item.scan for item in left if item.scan is not None]
-    refused = [item for item in left if item.scan is None and item not in found.others and item not in left_out]
+    company = [*found.others, *found.ruins]
+    refused = [item for item in left if item.scan is None and item not in company and item not in left_out]
     if key:
         scans = [scan for scan in scans if scan.key == key or (not name and scan.key.startswith(f"{series}:"))]
-        homes = {file.parent for scan in scans for file in scan.files}
-        refused = [item for item in refused if not scans or (item in found.damaged and item.path.parent in homes)]
+        hurt = damaged_of(found, [file for scan in scans for file in scan.files])
+        refused = [item for item in refused if not scans or item in hurt]
     if len(scans) == 1 and not refused:
         return scans[0]
     told = [_told(item, path) for item in (*found.damaged, *(item for item in refused if item not in found.damaged))]
     if len(scans) > 1 or (scans and refused):
-        names = ", ".join(_short(scan, path) for scan in sorted(scans, key=lambda scan: scan.address))
+        names = ", ".join(_within(scan, path) for scan in sorted(scans, key=lambda scan: scan.address))
         told.insert(0, f"expected one scan, got {len(scans) + len(refused)}: {names}; name one of them by its address")
     elif not told and not alone:
         told.append(f"expected {'series ...' + series[-12:] if series else 'a DICOM image series'}, found none")
-    beside = [_told(item, path) for item in found.others]
+    beside = [_told(item, path) for item in company]
     if alone:
         told += beside
     elif beside:
@@ -152,22 +183,13 @@ def scan_at(address: str, *, resample: bool = False) -> Scan:
     raise ScanError(f"{path.name}: {'; '.join(told)}")
 
 
-def _split(address: str) -> tuple[Path, str]:
-    """The file or folder of an address, and the key behind it."""
-    path = Path(address)
-    if not path.exists() and "#" in path.name:
-        name, _, key = path.name.rpartition("#")
-        return path.with_name(name), key
-    return path, ""
-
-
-def _short(scan: Scan, place: Path) -> str:
-    """An address below a place, with the end of its UID alone."""
-    where, _, key = scan.address.partition("#")
-    uid, colon, name = key.partition(":")
-    home = place if Path(where).is_relative_to(place) else place.parent  # a DICOMDIR names what lies beside it
-    inner = "" if Path(where) == place else Path(where).relative_to(home).as_posix()
-    return f"{inner}#...{uid[-12:]}{colon}{name}" if key else inner or f"...{scan.key[-12:]}"
+def _within(scan: Scan, place: Path) -> str:
+    """The address of a scan below a place, with the end of its UID alone."""
+    where, key = addresses.split(scan.address)
+    if where == place and not key:
+        return f"...{scan.key[-12:]}"
+    home = place if where.is_relative_to(place) else place.parent  # a DICOMDIR names what lies beside it
+    return addresses.short(addresses.relative(scan.address, home).removeprefix("."))
 
 
 def _told(item: LeftOut, place: Path) -> str:
@@ -182,33 +204,33 @@ def _stack_data(scan: Scan, stack: Stack, frame: Frame, choices: Choices, turned
     if frame == "mean" and len(kept) > 1:
         total = np.zeros(0)
         for place in kept:
-            values = _values(place, choices, False)
+            values = _values(place, stack, choices, False)
             total = total + values if total.size else values.astype(np.float64)
         values = (total / len(kept)).astype(np.float32)[None]
     else:
-        values = _values([s for place in kept for s in place], choices, turned)
+        values = _values([s for place in kept for s in place], stack, choices, turned)
         values = values.reshape(len(kept), -1, *values.shape[1:]) if len(kept) > 1 else values[None]
-    affine = stack.affine
+    affine, spacing = stack.affine, scan.spacing
     if first.file.pixels.tag != tags.PIXEL_DATA:
         _fill_nonfinite(values, choices)
-    if stack.heights:
-        values, affine = _evened(values, np.array(stack.heights), stack.affine)
+    if affine is not None and stack.heights:
+        values, affine = _evened(values, np.array(stack.heights), affine)
+        spacing = (*spacing[:2], float(np.linalg.norm(affine[:3, 2])))
     facts: dict[str, Any] = {
-        **{"modality": scan.modality, "unit": _unit(first, choices), "spacing": scan.spacing},
+        **{"modality": scan.modality, "unit": _unit(first, choices), "spacing": spacing},
         **{"tilt_degrees": round(stack.tilt, 3), "inverted": first.file.pixels.photometric == "MONOCHROME1"},
         **{"frames": stack.labels, "resampled": bool(stack.heights)},
     }
     return ScanData(_arranged(values), affine, facts)
 
 
-def _values(slices: Sequence[Slice], choices: Choices, turned: bool) -> Array:
+def _values(slices: Sequence[Slice], stack: Stack, choices: Choices, turned: bool) -> Array:
     if choices.philips_precise:
         slices = philips_precise(slices)
+    if choices.suv:
+        slices = suv(slices, [s for place in stack.slices for s in place])
     if not choices.brightness:
-        values = read_values(slices, padding=choices.padding, turned=turned)
-        if choices.suv:
-            values *= np.float32(suv_factor(slices[0]))
-        return values
+        return read_values(slices, padding=choices.padding, turned=turned)
     shown = []
     for s in slices:
         inverted = s.file.pixels.photometric == "MONOCHROME1"
@@ -229,15 +251,16 @@ def _unit(s: Slice, choices: Choices) -> str:
     return named or ("HU" if s.file.modality == "CT" and s.file.kind.endswith(".1.1.2") else "")
 
 
-def _evened(values: Array, heights: Array, affine: Array | None) -> tuple[Array, Array]:
+def _evened(values: Array, heights: Array, affine: Array) -> tuple[Array, Array]:
     """Interpolate slices ``(t, z, y, x)`` at uneven heights to even ones, from the first to the last."""
     count = round(float((heights[-1] - heights[0]) / np.diff(heights).min())) + 1
+    if count > 10 * len(heights):
+        raise ScanError(f"expected slices that some more can even out, got {len(heights)} that would need {count}")
     wanted = np.linspace(heights[0], heights[-1], count)
     below = np.clip(np.searchsorted(heights, wanted, side="right") - 1, 0, len(heights) - 2)
     share = ((wanted - heights[below]) / (heights[below + 1] - heights[below])).astype(np.float32)
     share = share.reshape(1, -1, *(1,) * (values.ndim - 2))
     even = values[:, below] * (1 - share) + values[:, below + 1] * share
-    assert affine is not None
     affine = affine.copy()
     affine[:3, 2] *= (len(heights) - 1) / (count - 1)
     return even, affine
@@ -245,10 +268,16 @@ def _evened(values: Array, heights: Array, affine: Array | None) -> tuple[Array,
 
 def _file_data(scan: Scan, frame: Frame, choices: Choices, turned: bool) -> ScanData:
     content = scan.content
+    if choices.suv or choices.philips_precise or choices.brightness:
+        raise ScanError(
+            "expected a DICOM scan for suv, philips_precise or brightness: this file does not say what they need"
+        )
     frames = [frame] if isinstance(frame, int) else list(range(scan.frames))
     if isinstance(content, Nifti):
         if not content.oriented:
-            logger.warning("%s: neither qform nor sform, its orientation is taken as it is stored", content.path.name)
+            logger.warning(
+                "%s: neither qform nor sform, x is taken to run to the left as in Analyze", content.path.name
+            )
         values, affine = read_nifti(content, frames, turned=turned), content.affine
     elif isinstance(content, Stack):
         raise TypeError("expected a file that is no DICOM file")

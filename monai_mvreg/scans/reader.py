@@ -13,7 +13,7 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 
 from monai_mvreg.scans.files import ScanError
-from monai_mvreg.scans.read import AS_STORED, Choices, Frame, ScanData, read_turned, scan_at
+from monai_mvreg.scans.read import AS_STORED, Choices, Frame, ScanData, check_frame, read_turned, scan_at
 
 Array = npt.NDArray[Any]
 
@@ -29,6 +29,9 @@ class ScanReader(ImageReader):
         colour: read colours, channel last. Otherwise they are refused, unless all three channels are equal.
         choices: what a file leaves open.
 
+    Raises:
+        ScanError: if ``frame`` is none of these.
+
     Example:
         >>> import tempfile
         >>> from monai.transforms import LoadImage
@@ -39,6 +42,7 @@ class ScanReader(ImageReader):
     """
 
     def __init__(self, frame: Frame = None, colour: bool = False, choices: Choices = AS_STORED) -> None:
+        check_frame(frame)
         self.frame, self.colour, self.choices = frame, colour, choices
 
     def verify_suffix(self, filename: Sequence[str | Path] | str | Path) -> bool:
@@ -73,13 +77,15 @@ class ScanReader(ImageReader):
         if scan.frames > 1 and self.frame is None:
             raise ScanError(
                 f"{Path(img).name}: expected one image, got {scan.frames} time points: choose one by its number, or "
-                "the mean (frame of ScanReader)"
+                "the mean (frame of ScanReader; --reader#frame mean)"
             )
         data = read_turned(scan, frame=self.frame, choices=self.choices)
         array = data.array
         if scan.colour and not self.colour:
             if (array[..., :1] != array).any():
-                raise ScanError(f"{Path(img).name}: expected grey values, got colours: choose colour of ScanReader")
+                raise ScanError(
+                    f"{Path(img).name}: expected grey values, got colours (--reader#colour True reads them)"
+                )
             array = array[..., 0]
         colour = scan.colour and self.colour
         affine = _plane_affine(data) if array.ndim - colour == 2 else data.affine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -9,17 +10,30 @@ from typing import Any
 import numpy as np
 
 from monai_mvreg.scans import tags
-from monai_mvreg.scans.elements import Values
+from monai_mvreg.scans.dates import in_order, moment_of
+from monai_mvreg.scans.elements import Values, read_elements, read_head
 from monai_mvreg.scans.files import ScanError
 from monai_mvreg.scans.headers import ImageFile, binary, name_of, number, numbers, text
 
 # What may tell time points apart, the most telling first.
-ORDER = ("temporal position", "trigger time", "acquisition number", "b-value", "dimension index", "instance number")
+ORDER = (
+    *("temporal position", "trigger time", "acquisition number", "b-value", "flip angle", "inversion time"),
+    *("dimension index", "frame reference time", "acquisition time", "content time", "instance number"),
+)
 COMPONENTS = {
     "magnitude": {"M", "MAGNITUDE"},
     "phase": {"P", "PHASE", "PHASE MAP"},
     "real": {"R", "REAL"},
     "imaginary": {"I", "IMAGINARY"},
+}
+
+
+# What kind of picture an image is, by words of its Image Type: two kinds are never one volume.
+_CONTRASTS = {
+    *("W", "WATER", "F", "FAT", "IP", "IN", "IN_PHASE", "OP", "OUT", "OPP_PHASE", "OUT_PHASE", "FF", "FAT_FRACTION"),
+    *("ADC", "FA", "EADC", "TRACE", "TRACEW", "TENSOR", "T1", "T2", "T2_STAR", "R2", "R2_STAR", "PROTON_DENSITY"),
+    *("CBF", "CBV", "MTT", "TTP", "TMAX", "PBP", "RELCBF", "RELCBV", "RELMTT", "RELCCBV", "DIFFUSION_ANISO"),
+    *("VELOCITY", "FLOW_ENCODED", "PHASE_CONTRAST", "B0", "B1", "SUBTRACTION", "SUB"),
 }
 
 
@@ -41,7 +55,9 @@ class Slice:
     slope: float = 1.0
     intercept: float = 0.0
     echo: float | None = None
+    echo_number: float | None = None
     component: str = ""
+    contrast: str = ""
     stack: str = ""
     order: tuple[Any, ...] = (None,) * len(ORDER)
 
@@ -61,16 +77,22 @@ def plain(file: ImageFile, values: Values, order: str) -> list[Slice]:
         slope=1.0 if slope is None else slope,
         intercept=intercept or 0.0,
         echo=number(values, tags.ECHO_TIME),
+        echo_number=next(iter(numbers(values, tags.ECHO_NUMBERS, 0)), None),
         component=component_of(file.image_type, text(values, tags.COMPLEX_IMAGE_COMPONENT))
         if file.modality == "MR"
         else "",
+        contrast=contrast_of(file.image_type),
         stack="",
         order=(
             number(values, tags.TEMPORAL_POSITION_IDENTIFIER),
             number(values, tags.TRIGGER_TIME),
             number(values, tags.ACQUISITION_NUMBER),
             _b_value(values, order),
-            None,
+            number(values, tags.FLIP_ANGLE),
+            number(values, tags.INVERSION_TIME),
+            *(None, None),  # the latter stands behind group 0028: see in_detail
+            clock(values.get(tags.ACQUISITION_DATE, b""), values.get(tags.ACQUISITION_TIME, b"")),
+            clock(values.get(tags.CONTENT_DATE, b""), values.get(tags.CONTENT_TIME, b"")),
             instance,
         ),
     )
@@ -79,6 +101,24 @@ def plain(file: ImageFile, values: Values, order: str) -> list[Slice]:
     if single:
         return [first]
     return [replace(first, frame=at, order=(*first.order[:-1], numbered(instance, at))) for at in range(file.frames)]
+
+
+_DETAILS = {
+    **dict.fromkeys((tags.GE_CREATOR, tags.GE_B_VALUE, tags.FRAME_REFERENCE_TIME), False),
+    **dict.fromkeys((tags.PHILIPS_IMAGING_CREATOR, tags.PHILIPS_B_VALUE, tags.PHILIPS_DIRECTION), False),
+}
+
+
+def in_detail(s: Slice) -> Slice:
+    """Add what tells time points apart and stands so late in a header that it is read only where it is needed."""
+    elements = read_elements(s.file.path, read_head(s.file.path), _DETAILS)
+    known = dict(zip(ORDER, s.order, strict=True))
+    if known["b-value"] is None:
+        known["b-value"] = _b_value(elements.values, elements.order)
+    known["frame reference time"] = number(elements.values, tags.FRAME_REFERENCE_TIME)
+    philips = elements.values.get(tags.PHILIPS_IMAGING_CREATOR, b"").startswith(b"Philips Imaging")
+    mean = philips and elements.values.get(tags.PHILIPS_DIRECTION, b"").strip() == b"I"  # over all directions
+    return replace(s, order=tuple(known.values()), contrast="isotropic" if mean else s.contrast)
 
 
 def _of_ge(s: Slice, values: Values, order: str) -> dict[str, Any]:
@@ -111,7 +151,8 @@ def pixel_spacing(values: Values, order: str) -> tuple[float, ...]:
                 raise ScanError(f"expected a positive distance of pixels in mm in {name_of(tag)}, got {list(found)}")
             return found[::-1]
     regions = values.get(tags.SEQUENCE_OF_ULTRASOUND_REGIONS) or []
-    if len(regions) == 1 and binary(regions[0], tags.PHYSICAL_UNITS_X_DIRECTION, "H", order) == (3,):  # in cm
+    units = (tags.PHYSICAL_UNITS_X_DIRECTION, tags.PHYSICAL_UNITS_Y_DIRECTION)
+    if len(regions) == 1 and all(binary(regions[0], unit, "H", order) == (3,) for unit in units):  # in cm
         x, y = (
             binary(regions[0], tags.PHYSICAL_DELTA_X, "d", order),
             binary(regions[0], tags.PHYSICAL_DELTA_Y, "d", order),
@@ -130,8 +171,30 @@ def _b_value(values: Values, order: str) -> float | None:
     found = binary(values, tags.DIFFUSION_B_VALUE, "d", order)
     if found:
         return float(found[0])
-    siemens = values.get(tags.SIEMENS_CREATOR, b"").startswith(b"SIEMENS MR HEADER")
-    return number(values, tags.SIEMENS_B_VALUE) if siemens else None
+    if values.get(tags.SIEMENS_CREATOR, b"").startswith(b"SIEMENS MR HEADER"):
+        return number(values, tags.SIEMENS_B_VALUE)
+    if values.get(tags.GE_CREATOR, b"").startswith(b"GEMS_PARM"):
+        ge = numbers(values, tags.GE_B_VALUE, 0)
+        return ge[0] % 100_000 if ge else None  # some versions add 10^9
+    if values.get(tags.PHILIPS_IMAGING_CREATOR, b"").startswith(b"Philips Imaging"):
+        philips = binary(values, tags.PHILIPS_B_VALUE, "f", order)
+        return float(philips[0]) if philips else None
+    return None
+
+
+def clock(date: bytes, time: bytes, *, together: bool = False) -> float | None:
+    """Seconds on the clock of a date and a time, or of both in one; None without a time of day."""
+    moment = moment_of(date or b"19700101", time, together)
+    if not isinstance(moment, datetime.datetime):
+        return None
+    day, microseconds = in_order(moment)
+    return day * 86400 + microseconds / 1e6
+
+
+@lru_cache(maxsize=1024)
+def contrast_of(image_type: tuple[str, ...]) -> str:
+    """The words of an Image Type that say what kind of picture it is, such as water or fat."""
+    return "-".join(sorted(set(image_type[2:]) & _CONTRASTS)).lower()
 
 
 @lru_cache(maxsize=1024)

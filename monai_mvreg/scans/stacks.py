@@ -11,22 +11,26 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from monai_mvreg.scans.files import ScanError, read_whole
-from monai_mvreg.scans.pixels import read_values
-from monai_mvreg.scans.slices import ORDER, Slice
+from monai_mvreg.scans import tags
+from monai_mvreg.scans.copies import without_copies
+from monai_mvreg.scans.files import ScanError
+from monai_mvreg.scans.headers import RT_DOSE, ImageFile, text
+from monai_mvreg.scans.slices import ORDER, Slice, in_detail
 
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
-_SAME = 1e-3  # directions, relative pixel distances: what is nearer than this differs by how it was written
+# What may differ from position to position.
+_AT_EACH = ORDER[-4:]
+_SAME = 2e-4  # directions, relative pixel distances: what is nearer than this differs by how it was written
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def find_stacks(slices: Sequence[Slice], *, resample: bool = False) -> list[Stac
     groups: list[Sequence[Slice]] = []
     alone: dict[str, list[Slice]] = defaultdict(list)
     rest: list[Slice] = []
-    for s in _without_copies(slices):
+    for s in without_copies(slices):
         if s.file.flat or not (s.position or s.file.sliced):
             alone[s.file.path].append(s)
         elif s.file.refusal:
@@ -83,43 +87,6 @@ def find_stacks(slices: Sequence[Slice], *, resample: bool = False) -> list[Stac
     return stacks
 
 
-def _without_copies(slices: Sequence[Slice]) -> list[Slice]:
-    """Drop copies of an image, with a warning; refuse two files that claim to be the same image and differ."""
-    files: dict[str, dict[str, list[Slice]]] = defaultdict(lambda: defaultdict(list))
-    for s in slices:
-        files[s.file.image or s.file.path][s.file.path].append(s)
-    copies: dict[str, str] = {}
-    for twins in files.values():
-        first, *others = twins
-        for other in others:
-            names = f"{_below(first, other)} and {_below(other, first)}"
-            if read_whole(first) != read_whole(other) and not _same_image(twins[first], twins[other]):
-                raise ScanError(f"{names} differ and have the same SOPInstanceUID")
-            copies[other] = names
-    if copies:
-        names = next(iter(copies.values()))
-        logger.warning("%s are the same image twice: one is used (%d such files)", names, len(copies))
-    return [s for s in slices if s.file.path not in copies] if copies else list(slices)
-
-
-def _same_image(ones: list[Slice], others: list[Slice]) -> bool:
-    """Whether two files that differ in their bytes have the same pixels at the same place."""
-    bare = [[replace(s, file=ones[0].file) for s in part] for part in (ones, others)]
-    if ones[0].file.refusal or others[0].file.refusal or bare[0] != bare[1]:
-        return False
-    return ones[0].file.shape == others[0].file.shape and np.array_equal(read_values(ones), read_values(others))
-
-
-def _below(path: str, other: str) -> str:
-    """A path from where it parts from another one."""
-    parts, apart = PurePath(path).parts, 0
-    for one, two in zip(parts[:-1], PurePath(other).parts, strict=False):
-        if one != two:
-            break
-        apart += 1
-    return PurePath(*parts[apart:]).as_posix()
-
-
 def _grouped(slices: list[Slice]) -> list[Sequence[Slice]]:
     """Part the slices of a series by what no volume may mix."""
     lost = [s for s in slices if not (s.position and s.axes)]
@@ -132,9 +99,32 @@ def _grouped(slices: list[Slice]) -> list[Sequence[Slice]]:
     for s in slices:
         made = (s.file.shape, near_axes[s.axes], near_spacing[s.spacing], s.file.pixels.photometric)
         echo = s.echo if s.echo is None else round(s.echo, 3)
-        parts[(*made, s.file.series_number, echo, s.component, s.stack)].append(s)
+        seen = (
+            s.file.modality,
+            s.file.kind,
+            s.file.space,
+            _unit_of(s.file),
+            s.file.path if s.file.kind == RT_DOSE else "",
+        )
+        differs = (s.file.series_number, echo, s.echo_number, s.component, s.contrast, s.stack)
+        parts[(*made, *seen, *differs)].append(s)
     _refuse_odd_ones(list(parts.values()))
-    return [part for group in parts.values() for part in _by_image_type(group)]
+    return [part for group in parts.values() for same in _by_contrast(group) for part in _by_image_type(same)]
+
+
+def _by_contrast(slices: list[Slice]) -> list[list[Slice]]:
+    """Part images that share their places by what stands late in their headers."""
+    single = slices[0].file.frames == 1 and slices[0].file.tiles == (1, 1)
+    if not single or len({s.position for s in slices}) == len(slices):
+        return [slices]
+    parts: dict[str, list[Slice]] = defaultdict(list)
+    for s in map(in_detail, slices):
+        parts[s.contrast].append(s)
+    return list(parts.values())
+
+
+def _unit_of(file: ImageFile) -> str:
+    return text(file.values, tags.UNITS) or text(file.values, tags.RESCALE_TYPE)
 
 
 def _nearest(found: Iterable[tuple[float, ...]]) -> dict[tuple[float, ...], tuple[float, ...]]:
@@ -142,6 +132,8 @@ def _nearest(found: Iterable[tuple[float, ...]]) -> dict[tuple[float, ...], tupl
     first: dict[tuple[float, ...], tuple[float, ...]] = {}
     for numbers in found:
         if numbers not in first:
+            if len(first) > 1000:
+                raise ScanError("expected slices of a few orientations and pixel spacings, got more than 1000 of them")
             first[numbers] = next((other for other in set(first.values()) if _alike(other, numbers)), numbers)
     return first
 
@@ -201,11 +193,15 @@ def _stack_names(groups: Sequence[Sequence[Slice]]) -> list[str]:
     tellers: tuple[Callable[[Slice], str], ...] = (
         _plane,
         lambda s: s.component,
+        lambda s: s.contrast,
         lambda s: "" if s.echo is None else f"echo-{s.echo:g}",
+        lambda s: "" if s.echo_number is None else f"echo-number-{s.echo_number:g}",
         lambda s: f"stack-{s.stack}" if s.stack.isdigit() else s.stack,
         lambda s: f"{s.file.shape[0]}x{s.file.shape[1]}",
         lambda s: "-".join(f"{distance:g}mm" for distance in s.spacing[:1]),
         lambda s: f"number-{s.file.series_number}",
+        lambda s: s.file.modality,
+        lambda s: _unit_of(s.file),
     )
     firsts = [group[0] for group in groups]
     words = [[tell(first) for first in firsts] for tell in tellers]
@@ -266,16 +262,17 @@ def _arranged(name: str, slices: Sequence[Slice], resample: bool) -> Stack:
 def _in_time(places: list[list[Slice]]) -> tuple[list[list[Slice]], tuple[str, ...]]:
     """Order the images at each position by the first attribute that tells them apart in the same way everywhere."""
     count = len(places[0])
-    for at, what in enumerate(ORDER):
+    # First what is the same at all positions, then what at least comes one after the other at each of them.
+    for at, what in [*enumerate(ORDER[: -len(_AT_EACH)]), *((ORDER.index(name), name) for name in _AT_EACH)]:
         keys = [[s.order[at] for s in place] for place in places]
         if any(key is None for row in keys for key in row):
             continue
         if what == "dimension index":  # the indices of the position are the same for all images at it
             varying = [i for i, column in enumerate(zip(*keys[0], strict=False)) if len(set(column)) > 1]
             keys = [[tuple(key[i] for i in varying if i < len(key)) for key in row] for row in keys]
-        last = what == ORDER[-1]
+        last, each = what == ORDER[-1], what in _AT_EACH
         wanted = sorted(set(keys[0]))
-        if len(wanted) < count or not all(len(set(row)) == count if last else sorted(row) == wanted for row in keys):
+        if len(wanted) < count or not all(len(set(row)) == count if each else sorted(row) == wanted for row in keys):
             continue
         ordered = [
             [s for _, s in sorted(zip(row, place, strict=True), key=lambda pair: pair[0])]
@@ -285,7 +282,7 @@ def _in_time(places: list[list[Slice]]) -> tuple[list[list[Slice]], tuple[str, .
             logger.warning(
                 "%s: %d images at each position are told apart by their numbers alone", _name(places[0][0]), count
             )
-        return ordered, tuple(f"{what} {number + 1 if last else _shown(key)}" for number, key in enumerate(wanted))
+        return ordered, tuple(f"{what} {number + 1 if each else _shown(key)}" for number, key in enumerate(wanted))
     raise ScanError(f"got {count} images at each position, and nothing that tells them apart: {_listed(places[0])}")
 
 
@@ -304,9 +301,9 @@ def _regular(line: list[Slice], normal: Array, resample: bool) -> bool:
     step = float(np.linalg.norm(slope))
     gaps = np.linalg.norm(np.diff(origins, axis=0), axis=1)
     residual = np.linalg.norm(origins - np.outer(index, slope) - offset, axis=1)
-    if residual.max() <= max(0.02 * step, 0.06) and np.abs(gaps - step).max() <= 0.35 * step:
+    if residual.max() <= max(0.02 * step, min(0.06, 0.2 * step)) and np.abs(gaps - step).max() <= 0.35 * step:
         return True
-    usual = float(np.median(gaps))
+    usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])
     unusual = np.abs(gaps - usual)
     at = int((unusual > 0.5 * unusual.max()).argmax())
     times = gaps / usual
@@ -321,7 +318,7 @@ def _regular(line: list[Slice], normal: Array, resample: bool) -> bool:
     where = " and ".join(f"{_name(s)} (at {_height(s, normal)})" for s in line[at : at + 2])
     raise ScanError(
         f"expected slices every {usual:.3f} mm, got {gaps[at]:.3f} mm between {where}"
-        + (f": {missing} missing" if lost else "")
+        + (f": {missing} missing" if lost else " (resample interpolates)")
     )
 
 

@@ -88,11 +88,7 @@ def plain(file: ImageFile, values: Values, order: str) -> list[Slice]:
             number(values, tags.TRIGGER_TIME),
             number(values, tags.ACQUISITION_NUMBER),
             _b_value(values, order),
-            number(values, tags.FLIP_ANGLE),
-            number(values, tags.INVERSION_TIME),
-            *(None, None),  # the latter stands behind group 0028: see in_detail
-            clock(values.get(tags.ACQUISITION_DATE, b""), values.get(tags.ACQUISITION_TIME, b"")),
-            clock(values.get(tags.CONTENT_DATE, b""), values.get(tags.CONTENT_TIME, b"")),
+            *(None,) * 6,  # see in_detail
             instance,
         ),
     )
@@ -104,20 +100,27 @@ def plain(file: ImageFile, values: Values, order: str) -> list[Slice]:
 
 
 _DETAILS = {
+    **dict.fromkeys((tags.FLIP_ANGLE, tags.INVERSION_TIME), False),
+    **dict.fromkeys((tags.ACQUISITION_DATE, tags.ACQUISITION_TIME, tags.CONTENT_DATE, tags.CONTENT_TIME), False),
     **dict.fromkeys((tags.GE_CREATOR, tags.GE_B_VALUE, tags.FRAME_REFERENCE_TIME), False),
     **dict.fromkeys((tags.PHILIPS_IMAGING_CREATOR, tags.PHILIPS_B_VALUE, tags.PHILIPS_DIRECTION), False),
 }
 
 
 def in_detail(s: Slice) -> Slice:
-    """Add what tells time points apart and stands so late in a header that it is read only where it is needed."""
+    """Add what else tells apart images at one place: read only where there are several, for it takes time."""
     elements = read_elements(s.file.path, read_head(s.file.path), _DETAILS)
+    values = elements.values
     known = dict(zip(ORDER, s.order, strict=True))
     if known["b-value"] is None:
-        known["b-value"] = _b_value(elements.values, elements.order)
-    known["frame reference time"] = number(elements.values, tags.FRAME_REFERENCE_TIME)
-    philips = elements.values.get(tags.PHILIPS_IMAGING_CREATOR, b"").startswith(b"Philips Imaging")
-    mean = philips and elements.values.get(tags.PHILIPS_DIRECTION, b"").strip() == b"I"  # over all directions
+        known["b-value"] = _b_value(values, elements.order)
+    known["flip angle"], known["inversion time"], known["frame reference time"] = (
+        number(values, tag) for tag in (tags.FLIP_ANGLE, tags.INVERSION_TIME, tags.FRAME_REFERENCE_TIME)
+    )
+    known["acquisition time"] = clock(values.get(tags.ACQUISITION_DATE, b""), values.get(tags.ACQUISITION_TIME, b""))
+    known["content time"] = clock(values.get(tags.CONTENT_DATE, b""), values.get(tags.CONTENT_TIME, b""))
+    philips = values.get(tags.PHILIPS_IMAGING_CREATOR, b"").startswith(b"Philips Imaging")
+    mean = philips and values.get(tags.PHILIPS_DIRECTION, b"").strip() == b"I"  # over all directions
     return replace(s, order=tuple(known.values()), contrast="isotropic" if mean else s.contrast)
 
 

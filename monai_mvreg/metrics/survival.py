@@ -41,6 +41,41 @@ def kaplan_meier(label: Array) -> tuple[Array, Array]:
     return followed.days, followed.survival(np.ones((1, len(followed.time))))[0]
 
 
+def uncensored(label: Array) -> tuple[Array, Array]:
+    """Chance to be seen without censoring, by the product-limit method; events of a time are gone before it.
+
+    Args:
+        label: ``(P, 2)``, time in days and event.
+
+    Returns:
+        The distinct times ``(U,)`` in days, increasing, and the chance ``(U,)`` of no censoring through each of them.
+
+    Raises:
+        ValueError: as :func:`concordance`.
+    """
+    followed = _Followed(label)
+    return followed.days, followed.uncensored(np.ones((1, len(followed.time))))[0]
+
+
+def risk_slope(risk: Array, label: Array) -> float:
+    """The coefficient of the risk in a Cox model: 1 for a log risk of the right spread, below 1 for one too wide.
+
+    Args:
+        risk: ``(P,)``, higher is sooner.
+        label: ``(P, 2)``, time in days and event.
+
+    Returns:
+        The coefficient, nan where there is none: without events, for one risk, or where the risk orders all events.
+
+    Raises:
+        ValueError: as :func:`concordance`.
+
+    Source: van Houwelingen, Stat Med 2000. https://doi.org/10.1002/1097-0258(20001230)19:24<3401::AID-SIM554>3.0.CO;2-2
+    """
+    followed = _Followed(label)
+    return once(partial(_slope, risk=_numbers(risk, followed, "risk"), followed=followed), len(followed.time))
+
+
 def concordance(risk: Array, label: Array) -> float:
     """Harrell's concordance: of all pairs whose order is known, the share in which the higher risk comes first.
 

@@ -1,0 +1,288 @@
+"""Predictions of held-out patients -> what turns further ones into true chances and intervals, kept as JSON.
+
+Everything here is fitted on patients who had no part in training: what a model says of those it has learned from is too
+good. A label of time to event is ``(P, 2)``: time in days, and 1 for an event or 0 for a censored patient.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from monai_mvreg.metrics.bootstrap import Array
+from monai_mvreg.metrics.survival import risk_slope, uncensored
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """From log risk to chances in time: a cumulative hazard that every patient's risk multiplies.
+
+    Args:
+        days: days ``(U,)`` with events, increasing.
+        hazard: cumulative hazard ``(U,)`` through each of them, of a patient with risk ``centre``.
+        slope: factor of the log risk: below 1 where a model spreads its risks too far.
+        centre: a log risk.
+    """
+
+    days: tuple[float, ...]
+    hazard: tuple[float, ...]
+    slope: float
+    centre: float
+
+    def survival(self, risk: Array, days: Array) -> Array:
+        """Chance ``(P, T)`` of no event through each of ``days (T,)``, from log risk ``(P,)``.
+
+        Behind the last event the chance stays: nothing is known of what comes later.
+        """
+        through = np.searchsorted(self.days, days, side="right")
+        hazard = np.concatenate([[0.0], self.hazard])[through]
+        return np.asarray(np.exp(-np.exp(self._log_ratio(risk))[:, None] * hazard))
+
+    def median_days(self, risk: Array) -> Array:
+        """Day ``(P,)`` through which half of the patients of that risk have the event; infinite if it lies behind."""
+        reached = np.searchsorted(self.hazard, math.log(2) * np.exp(-self._log_ratio(risk)))
+        return np.concatenate([self.days, [np.inf]])[reached]
+
+    def _log_ratio(self, risk: Array) -> Array:
+        # Beyond e^50 a chance is 0 or 1 whatever the hazard is.
+        return np.clip(self.slope * (np.asarray(risk, dtype=np.float64) - self.centre), -50, 50)
+
+
+def fit_baseline(risk: Array, label: Array) -> Baseline:
+    r"""Fit Breslow's cumulative hazard :math:`\sum_{t_i \le t} d_i / \sum_{j: t_j \ge t_i} e^{\beta (\eta_j - c)}`.
+
+    The slope :math:`\beta` is that of a Cox model of the risk alone on these patients, and 0, one curve for all, where
+    a higher risk does not come sooner.
+
+    Args:
+        risk: log risk ``(P,)`` of held-out patients.
+        label: ``(P, 2)``, time in days and event.
+
+    Raises:
+        ValueError: if there is no event, or as :func:`~monai_mvreg.metrics.survival.concordance`.
+
+    Source: Breslow, J R Stat Soc B 1972; van Houwelingen, Stat Med 2000.
+    """
+    label = np.asarray(label, dtype=np.float64)
+    found = risk_slope(risk, label)
+    if not label[:, 1].any():
+        raise ValueError(f"expected an event among the {len(label)} held-out patients, got none: give more patients")
+    slope, centre = max(found, 0.0) if math.isfinite(found) else 1.0, float(np.mean(risk))
+    ratio = np.exp(np.clip(slope * (np.asarray(risk, dtype=np.float64) - centre), -50, 50))
+    days, events = np.unique(label[label[:, 1] > 0, 0], return_counts=True)
+    order = np.argsort(label[:, 0])
+    from_here = np.cumsum(ratio[order][::-1])[::-1]
+    at_risk = from_here[np.searchsorted(label[order, 0], days)]
+    return Baseline(tuple(days.tolist()), tuple(np.cumsum(events / at_risk).tolist()), slope, centre)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A conformal interval: prediction plus and minus ``reach`` times the spread.
+
+    Args:
+        reach: in target units, or in spreads where a spread was given.
+        confidence: share of new patients whose value lies inside, at least, whatever the model is worth.
+    """
+
+    reach: float
+    confidence: float
+
+    def around(self, pred: Array, *, spread: Array | float = 1.0) -> tuple[Array, Array]:
+        """Lower and upper ends ``(P,)`` around predictions ``(P,)``; with the spread ``(P,)`` as it was fitted."""
+        return pred - self.reach * spread, pred + self.reach * spread
+
+
+def fit_interval(pred: Array, target: Array, *, spread: Array | float = 1.0, confidence: float = 0.9) -> Interval:
+    """Fit a split conformal interval.
+
+    Args:
+        pred: predictions ``(P,)`` for held-out patients, one each.
+        target: measured values ``(P,)``.
+        spread: predicted standard deviation ``(P,)``, so that hard patients get wider intervals; 1: all alike.
+        confidence: share of new patients inside, between 0 and 1.
+
+    Raises:
+        ValueError: if there are too few patients for that share, lengths differ, or a spread is not above 0.
+
+    Example:
+        >>> fit_interval(np.zeros(9), np.arange(9.0), confidence=0.8).reach
+        7.0
+
+    Source: Lei et al., J Am Stat Assoc 2018. https://doi.org/10.1080/01621459.2017.1307116
+    """
+    scores = np.sort(np.abs(_residuals(pred, target)) / _positive(spread))
+    return Interval(float(scores[_rank(len(scores), confidence) - 1]), confidence)
+
+
+def cross_interval(pred: Array, residual: Array, fold: Array, *, confidence: float = 0.9) -> tuple[Array, Array]:
+    """Cross-validated conformal intervals (CV+): all patients train and all calibrate.
+
+    They hold at least ``2 * confidence - 1`` of new patients whatever the model is worth, and about ``confidence`` of
+    them in practice.
+
+    Args:
+        pred: predictions ``(K, Q)`` of the model of each fold for ``Q`` new patients.
+        residual: measured minus predicted value ``(P,)`` of each patient by the model of the fold that left it out.
+        fold: that fold ``(P,)``, from 0 to ``K - 1``.
+        confidence: between 0 and 1.
+
+    Returns:
+        Lower and upper ends ``(Q,)``.
+
+    Raises:
+        ValueError: if there are too few patients for that share, or lengths differ.
+
+    Source: Barber et al., Ann Stat 2021, section 3. https://doi.org/10.1214/20-AOS1965
+    """
+    if residual.shape != fold.shape or not np.isin(fold, range(len(pred))).all():
+        raise ValueError(f"expected a fold from 0 to {len(pred) - 1} for each of {residual.shape} residuals")
+    rank, reach = _rank(len(residual), confidence), np.abs(residual)[:, None]
+    low, high = np.sort(pred[fold] - reach, axis=0), np.sort(pred[fold] + reach, axis=0)
+    return low[len(residual) - rank], high[rank - 1]
+
+
+@dataclass(frozen=True)
+class LowerBound:
+    """A day before which the event does not come, for a share of the patients, from a predicted day.
+
+    Args:
+        factor: what a predicted day is multiplied by.
+        horizon: the latest day that is promised.
+        confidence: share of new patients whose event comes later.
+    """
+
+    factor: float
+    horizon: float
+    confidence: float
+
+    def before(self, predicted_days: Array) -> Array:
+        """The bound ``(P,)`` in days for predicted days ``(P,)``, which may be infinite."""
+        return np.minimum(self.factor * predicted_days, self.horizon)
+
+
+def fit_lower_bound(predicted_days: Array, label: Array, *, horizon: float, confidence: float = 0.9) -> LowerBound:
+    """Fit a conformal lower bound of a censored time, by weights against censoring.
+
+    What counts is the time up to the horizon: it is known of patients with an event before it, and of all who were seen
+    as long. Each stands for others that were censored before, as many as the inverse of the chance to be seen so long.
+    This takes censoring to be independent of the event.
+
+    Args:
+        predicted_days: a predicted day ``(P,)`` of held-out patients, such as the median; it may be infinite.
+        label: ``(P, 2)``, time in days and event.
+        horizon: the latest day to promise; some patients must have been seen as long.
+        confidence: share of new patients whose event comes later, between 0 and 1.
+
+    Raises:
+        ValueError: if nobody was seen up to the horizon, there are too few patients, or a predicted day is not above 0.
+
+    Source: Candès, Lei, Ren, J R Stat Soc B 2023. https://doi.org/10.1093/jrsssb/qkac017
+    """
+    label = np.asarray(label, dtype=np.float64)
+    time, event = label[:, 0], label[:, 1] > 0
+    predicted = np.minimum(_positive(predicted_days), horizon)
+    if not (time >= horizon).any():
+        raise ValueError(f"expected patients who were seen for {horizon:g} days, the longest is {time.max():g}")
+    days, chance = uncensored(label)
+    known = event | (time >= horizon)
+    until = np.minimum(time, horizon)[known]
+    # Seen at a time is who was not censored before it.
+    weight = 1 / np.concatenate([[1.0], chance])[np.searchsorted(days, until, side="left")]
+    score = np.log(predicted[known] / np.maximum(until, 0.5))
+    order = np.argsort(score)
+    # The new patient may weigh as much as the heaviest one.
+    share = np.cumsum(weight[order]) / (weight.sum() + weight.max())
+    place = int(np.searchsorted(share, confidence))
+    if place == len(order):
+        raise ValueError(f"expected more than {len(order)} patients with a known time for a share of {confidence}")
+    return LowerBound(float(np.exp(-score[order[place]])), horizon, confidence)
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """A straight line from predicted to measured values; slope 1 and intercept 0 change nothing."""
+
+    slope: float
+    intercept: float
+
+    def apply(self, pred: Array) -> Array:
+        """Recalibrate predictions ``(P,)``."""
+        return self.slope * pred + self.intercept
+
+
+def fit_recalibration(pred: Array, target: Array) -> Recalibration:
+    """Fit the line by least squares: its slope and intercept are also the measures of calibration.
+
+    Args:
+        pred: predictions ``(P,)`` for held-out patients.
+        target: measured values ``(P,)``.
+
+    Raises:
+        ValueError: if lengths differ, or all predictions are the same.
+
+    Source: Cox, Biometrika 1958. https://doi.org/10.1093/biomet/45.3-4.562
+    """
+    _residuals(pred, target)
+    if np.ptp(pred) == 0:
+        raise ValueError("expected predictions that differ, got one value")
+    slope, intercept = np.polyfit(pred, target, 1)
+    return Recalibration(float(slope), float(intercept))
+
+
+Part = TypeVar("Part")
+
+
+def save(part: Baseline | Interval | LowerBound | Recalibration, path: str | Path) -> None:
+    """Write one of the above as JSON."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(asdict(part), allow_nan=False), encoding="utf-8")
+
+
+def load(kind: type[Part], path: str | Path) -> Part:
+    """Read what :func:`save` wrote.
+
+    Args:
+        kind: which of the above it is.
+        path: the JSON file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+    except (TypeError, AttributeError, json.JSONDecodeError):
+        raise ValueError(f"{Path(path).name}: expected the JSON of a {kind.__name__}, got something else") from None
+
+
+def _residuals(pred: Array, target: Array) -> Array:
+    pred, target = np.asarray(pred, dtype=np.float64), np.asarray(target, dtype=np.float64)
+    if pred.ndim != 1 or pred.shape != target.shape or not np.isfinite(target - pred).all():
+        raise ValueError(f"expected two finite (P,) arrays of one length, got shapes {pred.shape} and {target.shape}")
+    return np.asarray(target - pred)
+
+
+def _positive(values: Array | float) -> Array:
+    values = np.asarray(values, dtype=np.float64)
+    if not (values > 0).all():
+        raise ValueError("expected values above 0, got another one")
+    return values
+
+
+def _rank(patients: int, confidence: float) -> int:
+    """Which of the ordered scores of so many patients holds that share of new ones."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a share between 0 and 1, got {confidence}")
+    rank = math.ceil((patients + 1) * confidence - 1e-9)
+    if rank > patients:
+        raise ValueError(
+            f"expected at least {math.ceil(confidence / (1 - confidence) - 1e-9)} patients, got {patients}"
+        )
+    return rank

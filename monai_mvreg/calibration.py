@@ -238,14 +238,14 @@ def fit_recalibration(pred: Array, target: Array) -> Recalibration:
 Part = TypeVar("Part")
 
 
-def save(part: Baseline | Interval | LowerBound | Recalibration, path: str | Path) -> None:
+def write_part(part: Baseline | Interval | LowerBound | Recalibration, path: str | Path) -> None:
     """Write one of the above as JSON."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(asdict(part), allow_nan=False), encoding="utf-8")
 
 
-def load(kind: type[Part], path: str | Path) -> Part:
-    """Read what :func:`save` wrote.
+def read_part(kind: type[Part], path: str | Path) -> Part:
+    """Read what :func:`write_part` wrote.
 
     Args:
         kind: which of the above it is.

@@ -1,10 +1,11 @@
 """Items -> batch: patients with different numbers of scans side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Sampler
 
 
 def collate_scans(patients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -50,3 +51,40 @@ def collate_scans(patients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for key in ("patient", "fold"):
         batch[key] = [patient.get(key, "") for patient in patients]
     return batch
+
+
+class EventSampler(Sampler[int]):
+    """A random order of patients in which the events are spread over the batches as evenly as they can be.
+
+    A batch without an event teaches Cox's loss nothing. Every patient comes once an epoch.
+
+    Args:
+        label: one label per patient; the event, 1 or 0, is its second number.
+        batch_size: patients in a batch.
+
+    Raises:
+        ValueError: if a label is not a time and an event.
+    """
+
+    def __init__(self, label: Sequence[Sequence[float]], batch_size: int) -> None:
+        if any(len(row) < 2 for row in label):
+            raise ValueError("expected labels of time and event, got one number: give columns#event")
+        self.event = torch.tensor([row[1] > 0 for row in label])
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self.event)
+
+    def __iter__(self) -> Iterator[int]:
+        """Draw events and the others by themselves, and lay the events out at even distances in a random order."""
+        order = torch.randperm(len(self.event))
+        events, others = order[self.event[order]].tolist(), order[~self.event[order]].tolist()
+        batches = -(-len(order) // self.batch_size)
+        sizes = [min(self.batch_size, len(order) - batch * self.batch_size) for batch in range(batches)]
+        filled: list[list[int]] = [[] for _ in sizes]
+        for place in torch.randperm(batches).tolist() * self.batch_size:
+            if events and len(filled[place]) < sizes[place]:
+                filled[place].append(events.pop())
+        for batch, size in zip(filled, sizes, strict=True):
+            batch += [others.pop() for _ in range(size - len(batch))]
+            yield from (batch[i] for i in torch.randperm(size).tolist())

@@ -35,7 +35,8 @@ from monai_mvreg.cohort.split import balanced_seed, leave_out, split_cohort
 from monai_mvreg.cohort.table import Cohort, Columns, Patient, read_cohort, write_cohort
 from monai_mvreg.metrics.bootstrap import Estimate
 from monai_mvreg.metrics.regression import cohort_metrics
-from monai_mvreg.report import Section, evaluation_sections, figure_scans, write_report
+from monai_mvreg.report.evaluation import evaluation_sections, figure_scans
+from monai_mvreg.report.page import Section, write_report
 from monai_mvreg.scans.reader import ScanReader
 
 logger = logging.getLogger(__name__)

@@ -1,13 +1,17 @@
 """Training and evaluation: the handlers that Ignite and MONAI lack."""
 
 import csv
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
+from ignite.metrics import Metric
 from monai.engines import IterationEvents
 from monai.utils import CommonKeys
 from torch import Tensor, nn
@@ -86,6 +90,8 @@ class PredictionSaver:
 
     def __init__(self, path: str, network: nn.Module, *, target: Sequence[str], unit: str = "1") -> None:
         self.path, self.target, self.unit = Path(path), list(target), unit
+        if taken := sorted({"patient", "fold", "unit", "scans", "days", "weights"} & set(self.target)):
+            raise ValueError(f"expected targets of other names than the columns of {self.path.name}, got {taken}")
         self.rows: dict[str, list[str]] = {}
         whole: nn.Module = getattr(network, "module", network)
         self.weights = torch.empty(0)
@@ -98,6 +104,14 @@ class PredictionSaver:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         engine.add_event_handler(Events.COMPLETED, self._write)
 
+    def names(self) -> list[str]:
+        """Name the columns of numbers: each target, and what was predicted for it."""
+        return [name for target in self.target for name in (target, f"{target}_predicted")]
+
+    def numbers(self, measured: Sequence[float], predicted: Tensor) -> list[float]:
+        """The numbers of one patient, nan for none, from the label and the output ``(K,)`` of the network."""
+        return [number for pair in zip(measured, predicted.tolist(), strict=True) for number in pair]
+
     def _keep_weights(self, pool: nn.Module, args: Any, result: tuple[Tensor, Tensor]) -> None:
         self.weights = result[1].detach().float().cpu()
 
@@ -105,16 +119,12 @@ class PredictionSaver:
         batch, predicted = engine.state.batch, engine.state.output[CommonKeys.PRED].float().cpu()
         for row, patient in enumerate(batch["patient"]):
             real = batch["mask"][row]
-            measured = batch["label"][row].tolist() if "label" in batch else [None] * len(self.target)
-            numbers = []
-            for index in range(len(self.target)):
-                value = measured[index]
-                numbers += ["" if value is None else f"{value:.7g}", f"{float(predicted[row, index]):.7g}"]
+            measured = batch["label"][row].tolist() if "label" in batch else [math.nan] * len(self.target)
             days, order = batch["time"][row][real].sort(stable=True)
             self.rows[patient] = [
                 patient,
                 batch["fold"][row],
-                *numbers,
+                *("" if math.isnan(number) else f"{number:.7g}" for number in self.numbers(measured, predicted[row])),
                 self.unit,
                 str(int(real.sum())),
                 ";".join(f"{day:g}" for day in days.tolist()),
@@ -129,9 +139,106 @@ class PredictionSaver:
             rows = {patient: row for shard in shards for patient, row in shard.items()}
             if dist.get_rank() != 0:
                 return
-        names = [name for target in self.target for name in (target, f"{target}_predicted")]
-        header = ["patient", "fold", *names, "unit", "scans", "days", "weights"]
+        header = ["patient", "fold", *self.names(), "unit", "scans", "days", "weights"]
         _write_csv(self.path, header, [rows[patient] for patient in sorted(rows)])
+
+
+class Curves(Protocol):
+    """What turns a log risk into time, such as :class:`~monai_mvreg.calibration.Baseline`."""
+
+    def survival(self, risk: npt.NDArray[Any], days: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Chance of no event through each day."""
+
+    def median_days(self, risk: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Day through which half of the patients of that risk have the event."""
+
+
+class RiskSaver(PredictionSaver):
+    """Write ``predictions.csv`` of a time to event: time, event, log risk, and with curves what they make of it.
+
+    ``median_days`` is empty where half of such patients are free of the event at the end of what is known;
+    ``risk_<day>`` is the chance of the event by that day.
+
+    Args:
+        path: the file.
+        network: the :class:`~monai_mvreg.networks.multiscan.MultiScanNet` (or its distributed wrapper).
+        log_risk: turns outputs of the network ``(B, K)`` into log risks ``(B, 1)``, as the method of the loss.
+        target: names of time and event.
+        horizons: days for which chances are written.
+        curves: from log risk to time; None: they are not known yet.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        network: nn.Module,
+        *,
+        log_risk: Callable[[Tensor], Tensor],
+        target: Sequence[str],
+        horizons: Sequence[float],
+        curves: Curves | None = None,
+    ) -> None:
+        super().__init__(path, network, target=target, unit="d")
+        self.log_risk, self.horizons, self.curves = log_risk, list(horizons), curves
+
+    def names(self) -> list[str]:
+        """Name the columns of numbers."""
+        known = ["median_days", *(f"risk_{day:g}" for day in self.horizons)] if self.curves is not None else []
+        return [*self.target, "log_risk", *known]
+
+    def numbers(self, measured: Sequence[float], predicted: Tensor) -> list[float]:
+        """The numbers of one patient, nan for none."""
+        risk = self.log_risk(predicted[None]).double().numpy()[0]
+        if self.curves is None:
+            return [*measured, float(risk[0])]
+        median = float(self.curves.median_days(risk)[0])
+        chances = 1 - self.curves.survival(risk, np.asarray(self.horizons, dtype=np.float64))[0]
+        return [*measured, float(risk[0]), median if math.isfinite(median) else math.nan, *chances.tolist()]
+
+
+class Concordance(Metric):
+    """Harrell's concordance of the whole cohort, over all processes, for ``key_val_metric``.
+
+    Args:
+        concordance: the measure ``(risk (P,), label (P, 2)) -> float``, such as
+            :func:`monai_mvreg.metrics.survival.concordance`.
+        output_transform: picks log risk ``(B, 1)`` and label ``(B, 2)`` from the output of the evaluator.
+    """
+
+    def __init__(
+        self,
+        concordance: Callable[[npt.NDArray[Any], npt.NDArray[Any]], float],
+        output_transform: Callable[[Any], Any] = lambda output: output,
+    ) -> None:
+        self.concordance = concordance
+        super().__init__(output_transform=output_transform)
+
+    def reset(self) -> None:
+        """Forget all patients."""
+        self.risk: list[float] = []
+        self.label: list[list[float]] = []
+
+    def update(self, output: tuple[Tensor, Tensor]) -> None:
+        """Add the patients of a batch."""
+        risk, label = output
+        self.risk += risk.detach().double().flatten().tolist()
+        self.label += label.detach().double().tolist()
+
+    def compute(self) -> float:
+        """Compare all patients.
+
+        Raises:
+            ValueError: if no two of them can be compared.
+        """
+        risk, label = self.risk, self.label
+        if dist.is_available() and dist.is_initialized():
+            shards: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(shards, (risk, label))
+            risk, label = ([row for shard in shards for row in shard[i]] for i in (0, 1))
+        found = self.concordance(np.array(risk), np.array(label))
+        if math.isnan(found):
+            raise ValueError(f"expected validation patients with events that can be compared, got {len(risk)} without")
+        return found
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

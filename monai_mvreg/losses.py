@@ -126,6 +126,10 @@ class CoxLoss(nn.Module):
             total = torch.stack([self._of_stratum(log_risk[rows], label[rows]) for rows in strata]).sum()
         return (total / events.clamp(min=1)).to(prediction.dtype)
 
+    def log_risk(self, prediction: Tensor) -> Tensor:
+        """The log risk ``(B, 1)`` in a prediction."""
+        return prediction
+
     def _of_stratum(self, log_risk: Tensor, label: Tensor) -> Tensor:
         """Sum over the events; patients are sorted from last to first, so that a risk set is all rows so far."""
         order = label[:, 0].argsort(descending=True, stable=True)
@@ -200,6 +204,11 @@ class DiscreteHazardLoss(nn.Module):
         )
         return -torch.where(happened, event, censored).mean().to(prediction.dtype)
 
+    def log_risk(self, prediction: Tensor) -> Tensor:
+        """The log risk ``(B, 1)`` in a prediction: the log cumulative hazard of all causes through the last edge."""
+        hazard = -self.log_hazards(prediction)[1].sum(1, keepdim=True)
+        return torch.log(hazard.clamp(min=1e-30)).to(prediction.dtype)
+
     def log_hazards(self, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """Turn logits ``(B, C * J)`` into log hazards ``(B, C, J)`` and the log chance to stay free ``(B, J)``."""
         logits = _exact(prediction).unflatten(1, (self.causes, len(self.edges)))
@@ -224,6 +233,10 @@ class _AcceleratedFailure(nn.Module):
         residual = self._residual(prediction, time[:, None])[:, 0]
         density = self._log_density(residual) - _exact(prediction)[:, 1] - time.log()
         return -torch.where(event, density, self._log_survival(residual)).mean().to(prediction.dtype)
+
+    def log_risk(self, prediction: Tensor) -> Tensor:
+        """The log risk ``(B, 1)`` in a prediction: what shortens all times by one factor."""
+        return prediction[:, :1]
 
     def log_survival(self, prediction: Tensor, days: Tensor) -> Tensor:
         """Log chance ``(B, T)`` that the event comes after each of ``days (T,)``, from ``prediction (B, 2)``."""
@@ -311,6 +324,10 @@ class GatheredLoss(nn.Module):
         loss = self.loss(_gather(prediction, sizes), _gather(label, sizes))
         # The same value, with as many times the gradient as there are processes.
         return loss + (len(sizes) - 1) * (loss - loss.detach())
+
+    def log_risk(self, prediction: Tensor) -> Tensor:
+        """The log risk ``(B, 1)`` in a prediction, as the loss says."""
+        return self.loss.log_risk(prediction)  # type: ignore[operator]
 
 
 def _gather(rows: Tensor, sizes: list[int]) -> Tensor:

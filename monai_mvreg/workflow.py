@@ -86,7 +86,7 @@ def _model_settings() -> dict[str, Any]:
     """Pick from the running config what a trained model depends on."""
     config = _calling_config()
     settings = {name: config[name] for name in ("target", "channels", "reader", "spatial_size", "grid", "intensity")}
-    settings |= {name: config[name] for name in ("encoder", "pool")}
+    settings |= {name: config[name] for name in ("encoder", "pool", "outputs")}
     columns = config["columns"]
     settings |= {f"columns#{name}": columns.get(name) or None for name in ("views", "covariates")}
     return dict(json.loads(json.dumps(settings)))

@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "demo": {"report", "cohort", "scans", "metrics"},
     "explain": {"predict", "data", "networks"},
     "predict": {"cohort", "transforms", "calibration", "data", "scans", "networks"},
-    "report": {"metrics"},
+    "report": {"calibration", "metrics"},
     "transforms": set(),
     "cohort": {"scans"},
     "calibration": {"metrics"},

@@ -272,6 +272,84 @@ def test_two_processes_write_one_set_of_files_with_every_patient_once(study: Stu
     assert KEY not in done.stdout + done.stderr
 
 
+def survival_table(study: Study, path: Path) -> str:
+    """Time and event of each patient of the study: the brighter the sooner, a third of them censored before."""
+    rows = {}
+    for number, row in enumerate(read_table(study.data / "cohort.csv")):
+        day = 40_000 / float(row["target"]) ** 1.5
+        censored = number % 3 == 0
+        known = {"time_to_event": f"{day * 0.6 if censored else day:.1f}", "event": int(not censored)}
+        rows.setdefault(row["patient"], {"patient": row["patient"], "fold": row["fold"], **known})
+    return write_table(path, list(rows.values()))
+
+
+def test_survival_is_trained_evaluated_and_predicted_by_one_more_file(study: Study, tmp_path: Path) -> None:
+    table = survival_table(study, tmp_path / "outcomes.csv")
+    (tmp_path / "mine.yaml").write_text("columns#unit: null\nhorizons: [60, 150]\nbatch_size: 8\n")
+    more = [str(CONFIGS / "survival.yaml"), str(tmp_path / "mine.yaml")]
+    place = [*folders(study, tmp_path / "train", tmp_path / "models"), "--outcomes_file", table]
+    done = run(["-m"], [*study.config("train"), *more], *place, "--epochs", "4", where=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    trained = read_table(tmp_path / "train/predictions.csv")
+    assert list(trained[0])[2:8] == ["time_to_event", "event", "log_risk", "median_days", "risk_60", "risk_150"]
+    metrics = json.loads((tmp_path / "train/metrics.json").read_text())["time_to_event"]
+    assert metrics["harrell"]["value"] > 0.75 and metrics["patients"] == 10 and metrics["harrell"]["low"] is not None
+    curves = json.loads((tmp_path / "models/survival.json").read_text())
+    assert curves["slope"] >= 0 and curves["hazard"] == sorted(curves["hazard"])
+    place = [*folders(study, tmp_path / "again", tmp_path / "models"), "--outcomes_file", table]
+    done = run(["-m"], [*study.config("evaluate"), *more], *place, where=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = read_table(tmp_path / "again/predictions.csv")
+    for name in ("log_risk", "median_days", "risk_60", "risk_150"):
+        numbers = [[float(row[name] or "nan") for row in rows] for rows in (again, trained)]
+        np.testing.assert_allclose(*numbers, rtol=1e-5)
+    evaluated = json.loads((tmp_path / "again/metrics.json").read_text())["time_to_event"]
+    assert evaluated["harrell"] == metrics["harrell"]
+    assert "Kaplan-Meier" in (tmp_path / "again/report.html").read_text() and KEY not in done.stdout + done.stderr
+    place = folders(study, tmp_path / "new", tmp_path / "models")
+    done = run(["-m"], [*study.config("inference"), *more], *place, where=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    predicted = {row["patient"]: row for row in read_table(tmp_path / "new/predictions.csv")}
+    assert len(predicted) == 30
+    for row in trained:
+        other = predicted[row["patient"]]
+        assert other["time_to_event"] == other["event"] == ""
+        assert float(other["risk_150"]) == pytest.approx(float(row["risk_150"]), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs"),
+    [
+        ({"_target_": "monai_mvreg.losses.DiscreteHazardLoss", "edges": [50, 100, 200, 400]}, 4),
+        ({"_target_": "monai_mvreg.losses.LogNormalLoss", "scale": 100}, 2),
+    ],
+)
+def test_another_survival_loss_is_one_setting(loss: dict[str, Any], outputs: int, study: Study, tmp_path: Path) -> None:
+    table = survival_table(study, tmp_path / "outcomes.csv")
+    mine = {"columns#unit": None, "horizons": [60, 150], "batch_size": 8, "loss": loss, "outputs": outputs}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
+    config = [*study.config("train"), str(CONFIGS / "survival.yaml"), str(tmp_path / "mine.yaml")]
+    place = [*folders(study, tmp_path / "eval", tmp_path / "models"), "--outcomes_file", table]
+    done = run(["-m"], config, *place, "--epochs", "4", where=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "eval/metrics.json").read_text())["time_to_event"]["harrell"]["value"] > 0.6
+
+
+def test_two_processes_learn_survival_and_write_every_patient_once(study: Study, tmp_path: Path) -> None:
+    table = survival_table(study, tmp_path / "outcomes.csv")
+    (tmp_path / "mine.yaml").write_text("columns#unit: null\nhorizons: [60, 150]\nbatch_size: 4\n")
+    names = ("train", "survival", "multi_gpu_train")
+    config = [*(str(CONFIGS / f"{name}.yaml") for name in names), str(study.tiny), str(tmp_path / "mine.yaml")]
+    place = [*folders(study, tmp_path / "eval", tmp_path / "models"), "--outcomes_file", table]
+    program = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29872", "-m"]
+    done = run(program, config, *place, where=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(read_table(tmp_path / "eval/predictions.csv")) == 10
+    history = read_table(tmp_path / "eval/history.csv")
+    stored = json.loads((tmp_path / "eval/metrics.json").read_text())["time_to_event"]
+    assert max(float(row["concordance"]) for row in history) == pytest.approx(stored["harrell"]["value"], abs=1e-5)
+
+
 # ---- What MONAI asks of a bundle -------------------------------------------------------------------------------------
 
 
@@ -319,6 +397,7 @@ DIFFERENT = {
     "handlers": "the name on the progress bar",
     "evaluator": "without targets there is no metric",
     "output_dir": "predictions for new patients are not mixed with an evaluation",
+    "saver": "the unit is that of the training, for there is no target",
 }
 
 
@@ -327,7 +406,11 @@ DIFFERENT = {
     [
         ("train", "evaluate", {"pretrained", "imports", "run", "initialize"}),
         ("train", "inference", {"pretrained", "imports", "run", "initialize", "cohort", "output_dir"}),
-        ("evaluate", "inference", {"imports", "run", "cohort", "dataset", "handlers", "evaluator", "output_dir"}),
+        (
+            "evaluate",
+            "inference",
+            {"imports", "run", "cohort", "dataset", "handlers", "evaluator", "output_dir", "saver"},
+        ),
     ],
 )
 def test_shared_parts_of_the_configs_are_equal(one: str, other: str, different: set[str]) -> None:

@@ -20,8 +20,8 @@ from monai_mvreg.calibration import (
     fit_interval,
     fit_lower_bound,
     fit_recalibration,
-    load,
-    save,
+    read_part,
+    write_part,
 )
 from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.metrics.survival import d_calibration
@@ -159,10 +159,10 @@ def test_a_recalibrated_prediction_lies_on_the_line() -> None:
 def test_every_part_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     parts = [Baseline((1.0, 2.0), (0.1, 0.3), 0.7, 0.2), Interval(1.5, 0.9), LowerBound(0.4, 900.0, 0.9)]
     for part in [*parts, Recalibration(0.5, 3.0)]:
-        save(part, tmp_path / "a/part.json")
-        assert load(type(part), tmp_path / "a/part.json") == part
+        write_part(part, tmp_path / "a/part.json")
+        assert read_part(type(part), tmp_path / "a/part.json") == part
     with pytest.raises(ValueError, match="expected the JSON of a Baseline"):
-        load(Baseline, tmp_path / "a/part.json")
+        read_part(Baseline, tmp_path / "a/part.json")
 
 
 def test_too_few_patients_and_wrong_values_are_refused() -> None:

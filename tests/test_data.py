@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from monai_mvreg.data import collate_scans
+from monai_mvreg.data import EventSampler, collate_scans
 
 
 def patient(scans: int, **more: Any) -> dict[str, Any]:
@@ -63,3 +63,28 @@ def test_scans_of_different_shapes_are_refused() -> None:
 def test_a_date_or_view_for_each_scan_is_required(key: str) -> None:
     with pytest.raises(ValueError, match=f"expected one {key} per scan, got 2 for 3 scans"):
         collate_scans([{**patient(3), key: [0, 1]}, patient(3)])
+
+
+@pytest.mark.parametrize(("patients", "events", "batch_size"), [(40, 10, 8), (41, 3, 8), (7, 7, 3), (9, 0, 4)])
+def test_events_are_spread_over_the_batches_and_every_patient_comes_once(
+    patients: int, events: int, batch_size: int
+) -> None:
+    label = [[1.0, float(number < events)] for number in range(patients)]
+    sampler = EventSampler(label, batch_size)
+    orders = []
+    for _ in range(3):
+        order = list(sampler)
+        assert sorted(order) == list(range(patients)) and len(sampler) == patients
+        held = [
+            sum(number < events for number in order[start : start + batch_size])
+            for start in range(0, patients, batch_size)
+        ]
+        full = held[: patients // batch_size]
+        assert max(full) - min(full) <= 1
+        orders.append(order)
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_a_label_without_an_event_is_refused() -> None:
+    with pytest.raises(ValueError, match="give columns#event"):
+        EventSampler([[1.0], [2.0]], 2)

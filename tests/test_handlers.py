@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
@@ -17,8 +18,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from monai_mvreg import handlers
+from monai_mvreg.calibration import Baseline
 from monai_mvreg.data import collate_scans
-from monai_mvreg.handlers import GradientClipping, HistorySaver, PredictionSaver
+from monai_mvreg.handlers import Concordance, GradientClipping, HistorySaver, PredictionSaver, RiskSaver
+from monai_mvreg.losses import CoxLoss
+from monai_mvreg.metrics.survival import concordance
 from monai_mvreg.networks.multiscan import MultiScanNet
 from monai_mvreg.networks.pools import LSTMPool
 
@@ -248,3 +252,56 @@ def test_an_interrupted_write_leaves_the_old_file_whole(
     with pytest.raises(KeyboardInterrupt):
         run.run()
     assert (tmp_path / "predictions.csv").read_text() == before
+
+
+# ---- Time to event ---------------------------------------------------------------------------------------------------
+
+
+def dated(patients: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [patient | {"label": [float(100 - 20 * at), float(at != 1)]} for at, patient in enumerate(patients)]
+
+
+def test_risks_are_written_with_time_and_event_and_what_curves_make_of_them(
+    net: MultiScanNet, patients: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    net.scaling.mean.zero_(), net.scaling.std.fill_(1)
+    curves = Baseline((10.0, 50.0), (0.2, 5.0), 1.0, 0.0)
+    for known in (None, curves):
+        saver = RiskSaver(
+            str(tmp_path / "predictions.csv"),
+            net,
+            log_risk=CoxLoss().log_risk,
+            target=["days_left", "event"],
+            horizons=[20, 60],
+            curves=known,
+        )
+        evaluator(net, dated(patients), saver, metrics=None).run()
+        rows = read(tmp_path / "predictions.csv")
+        assert [(row["patient"], row["days_left"], row["event"], row["unit"]) for row in rows] == [
+            *(("p1", "100", "1", "d"), ("p2", "80", "0", "d"), ("p3", "60", "1", "d"), ("p4", "40", "1", "d")),
+        ]
+        assert ("risk_60" in rows[0]) == (known is not None)
+    for row in rows:
+        risk = np.array([float(row["log_risk"])])
+        assert float(row["risk_60"]) == pytest.approx(1 - curves.survival(risk, np.array([60.0]))[0, 0], rel=1e-5)
+        assert float(row["median_days"]) == curves.median_days(risk)[0]
+
+
+def test_the_concordance_is_that_of_the_whole_cohort(net: MultiScanNet, patients: list[dict[str, Any]]) -> None:
+    def metric() -> dict[str, Concordance]:
+        return {"concordance": Concordance(concordance, from_engine(["pred", "label"]))}
+
+    run = evaluator(net, dated(patients), metrics=metric)
+    run.run()
+    with torch.no_grad():
+        batch = collate_scans(dated(patients))
+        risk = net.eval()(batch["image"], batch["mask"], batch["time"])
+    assert run.state.metrics["concordance"] == concordance(risk[:, 0].double().numpy(), batch["label"].numpy())
+    nobody = [patient | {"label": [1.0, 0.0]} for patient in patients]
+    with pytest.raises(ValueError, match="validation patients with events that can be compared, got 4"):
+        evaluator(net, nobody, metrics=metric).run()
+
+
+def test_a_target_named_as_another_column_is_refused(net: MultiScanNet, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"got \['days'\]"):
+        PredictionSaver(str(tmp_path / "predictions.csv"), net, target=["days"])

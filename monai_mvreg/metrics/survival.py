@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from monai_mvreg.metrics.bootstrap import Array, Estimate, Measure, estimates, once
+from monai_mvreg.metrics.followup import Followed, LowerAndLater, from_here
 
 
 def kaplan_meier(label: Array) -> tuple[Array, Array]:
@@ -37,7 +38,7 @@ def kaplan_meier(label: Array) -> tuple[Array, Array]:
 
     Source: Kaplan, Meier, J Am Stat Assoc 1958. https://doi.org/10.1080/01621459.1958.10501452
     """
-    followed = _Followed(label)
+    followed = Followed(label)
     return followed.days, followed.survival(np.ones((1, len(followed.time))))[0]
 
 
@@ -53,7 +54,7 @@ def uncensored(label: Array) -> tuple[Array, Array]:
     Raises:
         ValueError: as :func:`concordance`.
     """
-    followed = _Followed(label)
+    followed = Followed(label)
     return followed.days, followed.uncensored(np.ones((1, len(followed.time))))[0]
 
 
@@ -72,7 +73,7 @@ def risk_slope(risk: Array, label: Array) -> float:
 
     Source: van Houwelingen, Stat Med 2000. https://doi.org/10.1002/1097-0258(20001230)19:24<3401::AID-SIM554>3.0.CO;2-2
     """
-    followed = _Followed(label)
+    followed = Followed(label)
     return once(partial(_slope, risk=_numbers(risk, followed, "risk"), followed=followed), len(followed.time))
 
 
@@ -97,7 +98,7 @@ def concordance(risk: Array, label: Array) -> float:
 
     Source: Harrell et al., Stat Med 1996. https://doi.org/10.1002/(SICI)1097-0258(19960229)15:4<361::AID-SIM168>3.0.CO;2-4
     """
-    followed = _Followed(label)
+    followed = Followed(label)
     return once(_harrell(_numbers(risk, followed, "risk"), followed), len(followed.time))
 
 
@@ -145,7 +146,7 @@ def survival_metrics(
     Source: Uno et al., Stat Med 2011. https://doi.org/10.1002/sim.4154; Uno et al., J Am Stat Assoc 2007.
     https://doi.org/10.1198/016214507000000149; Graf et al., Stat Med 1999; van Houwelingen, Stat Med 2000.
     """
-    measures = _measures(forecast, _Followed(label))
+    measures = _measures(forecast, Followed(label))
     return estimates(measures, len(label), resamples=resamples, confidence=confidence, seed=seed)
 
 
@@ -168,7 +169,7 @@ def survival_differences(
     Raises:
         ValueError: as :func:`survival_metrics`.
     """
-    followed = _Followed(label)
+    followed = Followed(label)
     of_a, of_b = _measures(a, followed), _measures(b, followed)
     apart: dict[str, Measure] = {name: partial(_minus, a=of_a[name], b=of_b[name]) for name in of_a if name in of_b}
     return estimates(apart, len(label), resamples=resamples, confidence=confidence, seed=seed)
@@ -190,7 +191,7 @@ def d_calibration(survival: Array, label: Array, *, bins: int = 10) -> float:
 
     Source: Haider et al., J Mach Learn Res 2020. https://jmlr.org/papers/v21/18-772.html
     """
-    followed = _Followed(label)
+    followed = Followed(label)
     chance = _chances(survival, followed, (len(followed.time),))
     # An event lies in the bin of its chance. A censored patient's event is spread evenly from 0 up to its chance.
     low = np.arange(bins) / bins
@@ -206,57 +207,11 @@ def d_calibration(survival: Array, label: Array, *, bins: int = 10) -> float:
     return float(torch.special.gammaincc(half[0], half[1]))
 
 
-class _Followed:
-    """The label, sorted once; sums over patients of equal time for many resamples."""
-
-    def __init__(self, label: Array) -> None:
-        label = np.asarray(label, dtype=np.float64)
-        if label.ndim != 2 or label.shape[1] != 2 or len(label) < 1:
-            raise ValueError(f"expected a label (P, 2) of at least one patient, got shape {label.shape}")
-        wrong = np.flatnonzero(~np.isfinite(label).all(1) | (label[:, 0] < 0) | ~np.isin(label[:, 1], (0, 1)))
-        if len(wrong):
-            time, event = label[wrong[0]]
-            raise ValueError(f"expected days >= 0 and an event 0 or 1, got {time} and {event} at index {wrong[0]}")
-        self.time, self.event = label[:, 0], label[:, 1] > 0
-        self.days, self.index = np.unique(self.time, return_inverse=True)
-        self.order = np.argsort(self.index, kind="stable")
-        self.first = np.searchsorted(self.index[self.order], np.arange(len(self.days)))
-
-    def sums(self, counts: Array) -> Array:
-        """Sum ``(R, P)`` over the patients of each time: ``(R, U)``."""
-        return np.asarray(np.add.reduceat(counts[:, self.order], self.first, axis=1), dtype=np.float64)
-
-    def survival(self, counts: Array) -> Array:
-        """Kaplan-Meier chance ``(R, U)`` of no event through each time."""
-        return _product(self.sums(counts * self.event), _from_here(self.sums(counts)))
-
-    def uncensored(self, counts: Array) -> Array:
-        """Kaplan-Meier chance ``(R, U)`` of no censoring through each time; events of that time are gone before."""
-        events = self.sums(counts * self.event)
-        return _product(self.sums(counts * ~self.event), _from_here(self.sums(counts)) - events)
-
-    def at(self, chances: Array, day: float) -> Array:
-        """The value ``(R,)`` of a step function over the times ``(R, U)`` on a day; 1 before the first time."""
-        step = int(np.searchsorted(self.days, day, side="right")) - 1
-        return chances[:, step] if step >= 0 else np.ones(len(chances))
-
-
-def _product(gone: Array, at_risk: Array) -> Array:
-    with np.errstate(invalid="ignore"):
-        stay = np.where(at_risk > 0, 1 - gone / at_risk, 1)
-    return np.asarray(np.cumprod(stay, axis=1), dtype=np.float64)
-
-
-def _from_here(sums: Array) -> Array:
-    later: Array = np.cumsum(sums[:, ::-1], axis=1)[:, ::-1]
-    return later
-
-
-def _measures(forecast: Forecast, followed: _Followed) -> dict[str, Measure]:
+def _measures(forecast: Forecast, followed: Followed) -> dict[str, Measure]:
     risk, days, survival = _numbers(forecast.risk, followed, "risk"), forecast.days, forecast.survival
     if not len(days) or any(low >= high for low, high in zip([0.0, *days], days, strict=False)):
         raise ValueError(f"expected horizons in days that increase from above 0, got {list(days)}")
-    lower = _LowerAndLater(risk, followed)
+    lower = LowerAndLater(risk, followed)
     measures: dict[str, Measure] = {
         "harrell": partial(_concordance, lower=lower, followed=followed, horizon=None),
         "uno": partial(_concordance, lower=lower, followed=followed, horizon=days[-1]),
@@ -275,46 +230,11 @@ def _measures(forecast: Forecast, followed: _Followed) -> dict[str, Measure]:
     return measures
 
 
-def _harrell(risk: Array, followed: _Followed) -> Measure:
-    return partial(_concordance, lower=_LowerAndLater(risk, followed), followed=followed, horizon=None)
+def _harrell(risk: Array, followed: Followed) -> Measure:
+    return partial(_concordance, lower=LowerAndLater(risk, followed), followed=followed, horizon=None)
 
 
-class _LowerAndLater:
-    """For each patient, the sum over those of later time and lower risk, equal risk counting half.
-
-    Two patients of different time first part ways at one bit of its rank. For each bit, those alike above it are sorted
-    by risk once; a running sum over those with the bit set then answers all without it. O(P log^2 P) once, O(P log P)
-    for each resample.
-    """
-
-    def __init__(self, risk: Array, followed: _Followed) -> None:
-        # An event comes before a censoring of the same time.
-        self.rank = (2 * followed.index + ~followed.event).astype(np.int64)
-        _, level = np.unique(risk, return_inverse=True)
-        self.bits = []
-        for bit in range(int(self.rank.max()).bit_length()):
-            alike, late = self.rank >> (bit + 1), (self.rank >> bit) & 1
-            key = alike * (level.max() + 1) + level
-            order = np.argsort(key, kind="stable")
-            ends = [np.searchsorted(key[order], key, side=side) for side in ("left", "right")]
-            start = np.searchsorted(alike[order], alike)
-            self.bits.append((order, late[order].astype(np.float64), *ends, start, late == 0))
-
-    def sums(self, counts: Array) -> tuple[Array, Array]:
-        """Of ``counts (R, P)``: the sum over the later of lower risk, and over all that are later, both ``(R, P)``."""
-        lower = np.zeros_like(counts)
-        for order, late, first, last, start, early in self.bits:
-            running = np.zeros((len(counts), counts.shape[1] + 1))
-            np.cumsum(counts[:, order] * late, axis=1, out=running[:, 1:])
-            lower += early * (0.5 * (running[:, first] + running[:, last]) - running[:, start])
-        by_rank = np.argsort(self.rank, kind="stable")
-        running = np.zeros((len(counts), counts.shape[1] + 1))
-        np.cumsum(counts[:, by_rank][:, ::-1], axis=1, out=running[:, 1:])
-        later: Array = running[:, len(self.rank) - np.searchsorted(self.rank[by_rank], self.rank, side="right")]
-        return lower, later
-
-
-def _concordance(counts: Array, *, lower: _LowerAndLater, followed: _Followed, horizon: float | None) -> Array:
+def _concordance(counts: Array, *, lower: LowerAndLater, followed: Followed, horizon: float | None) -> Array:
     weights = counts * followed.event
     if horizon is not None:
         before = followed.time < horizon
@@ -323,7 +243,7 @@ def _concordance(counts: Array, *, lower: _LowerAndLater, followed: _Followed, h
     return _ratio((weights * below).sum(1), (weights * later).sum(1))
 
 
-def _auc(counts: Array, *, risk: Array, followed: _Followed, day: float) -> Array:
+def _auc(counts: Array, *, risk: Array, followed: Followed, day: float) -> Array:
     order = np.argsort(risk, kind="stable")
     time, event, index = followed.time[order], followed.event[order], followed.index[order]
     free = counts[:, order] * (time > day)
@@ -336,7 +256,7 @@ def _auc(counts: Array, *, risk: Array, followed: _Followed, day: float) -> Arra
     return _ratio((cases * lower).sum(1), cases.sum(1) * free.sum(1))
 
 
-def _brier(counts: Array, *, chance: Array, followed: _Followed, day: float) -> Array:
+def _brier(counts: Array, *, chance: Array, followed: Followed, day: float) -> Array:
     uncensored = followed.uncensored(counts)
     happened = followed.event & (followed.time <= day)
     own = np.where(happened, _inverse(uncensored[:, followed.index]), 0)
@@ -352,12 +272,12 @@ def _over_days(counts: Array, *, measures: Sequence[Measure], days: Array) -> Ar
     return mean
 
 
-def _observed_to_expected(counts: Array, *, chance: Array, followed: _Followed, day: float) -> Array:
+def _observed_to_expected(counts: Array, *, chance: Array, followed: Followed, day: float) -> Array:
     observed = 1 - followed.at(followed.survival(counts), day)
     return _ratio(observed, (counts * (1 - chance)).sum(1) / counts.sum(1))
 
 
-def _slope(counts: Array, *, risk: Array, followed: _Followed) -> Array:
+def _slope(counts: Array, *, risk: Array, followed: Followed) -> Array:
     """Newton's method for the partial likelihood (Breslow's for ties) of all resamples at once."""
     risk = risk - risk.mean()
     events = followed.sums(counts * followed.event)
@@ -367,7 +287,7 @@ def _slope(counts: Array, *, risk: Array, followed: _Followed) -> Array:
         for _ in range(30):
             exponent = slope[:, None] * risk
             weight = counts * np.exp(exponent - exponent.max(1, keepdims=True))
-            total, first, second = (_from_here(followed.sums(weight * risk**power)) for power in (0, 1, 2))
+            total, first, second = (from_here(followed.sums(weight * risk**power)) for power in (0, 1, 2))
             mean = first / total
             gradient = of_events - np.where(events > 0, events * mean, 0).sum(1)
             curvature = np.where(events > 0, events * (second / total - mean**2), 0).sum(1)
@@ -391,7 +311,7 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
     return numerator / np.where(denominator > 0, denominator, np.nan)
 
 
-def _numbers(values: Array, followed: _Followed, name: str) -> Array:
+def _numbers(values: Array, followed: Followed, name: str) -> Array:
     values = np.asarray(values, dtype=np.float64)
     if values.shape != followed.time.shape:
         raise ValueError(f"expected a {name} for each of {len(followed.time)} patients, got shape {values.shape}")
@@ -401,7 +321,7 @@ def _numbers(values: Array, followed: _Followed, name: str) -> Array:
     return values
 
 
-def _chances(values: Array, followed: _Followed, shape: tuple[int, ...]) -> Array:
+def _chances(values: Array, followed: Followed, shape: tuple[int, ...]) -> Array:
     values = np.asarray(values, dtype=np.float64)
     if values.shape != shape:
         raise ValueError(f"expected chances of shape {shape}, got {values.shape}")

@@ -6,17 +6,14 @@ where a model was trained, ``history.csv`` (one row per epoch). A report never s
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -24,10 +21,10 @@ from matplotlib.figure import Figure
 
 from monai_mvreg.metrics.bootstrap import Estimate
 from monai_mvreg.metrics.regression import cohort_metrics, difference, limits_of_agreement, mean_absolute_error
+from monai_mvreg.report.page import INK, QUIET, Section, calm, rounded, span, value, write_report
 
 _log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float64]
-_INK, _QUIET = "#1f4e79", "#4a4a4a"
 _ERRORS = {"mae": "Mean absolute error", "rmse": "Root mean squared error"}
 _MEASURES = {**_ERRORS, "r2": "R²", "pearson": "Pearson correlation", "spearman": "Spearman correlation"}
 _LIMITS = (
@@ -36,25 +33,6 @@ _LIMITS = (
     "hospitals, scanners or protocols, nor another run of the training. The numbers speak for new patients only where "
     "no patient took part in training or choosing the model that made their own prediction."
 )
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of a report: heading, text, table, then figure with caption.
-
-    Args:
-        title: heading.
-        text: plain text; a blank line starts a new paragraph.
-        figure: picture, or None for none.
-        caption: what the figure shows, also for readers who cannot see it; needed with a figure.
-        table: names in the first column and values to the right, or None for none.
-    """
-
-    title: str
-    text: str
-    figure: Figure | None = None
-    caption: str = ""
-    table: pd.DataFrame | None = None
 
 
 def summarise(predictions: pd.DataFrame, target: str) -> dict[str, Any]:
@@ -187,9 +165,9 @@ def figure_training(history: pd.DataFrame) -> Figure:
     panels = figure.subplots(len(names), sharex=True, squeeze=False)[:, 0]
     for axes, name in zip(panels, names, strict=True):
         known = history.dropna(subset=[name])
-        axes.plot(known[epoch], known[name], color=_INK, marker="o", markersize=3 if len(known) <= 40 else 0)
+        axes.plot(known[epoch], known[name], color=INK, marker="o", markersize=3 if len(known) <= 40 else 0)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _calm(axes, epoch if axes is panels[-1] else "", name.replace("_", " "))
+        calm(axes, epoch if axes is panels[-1] else "", name.replace("_", " "))
     return figure
 
 
@@ -199,10 +177,10 @@ def figure_agreement(measured: Array, predicted: Array, *, unit: str) -> Figure:
     axes, both = figure.subplots(), np.concatenate([measured, predicted])
     margin = 0.05 * float(np.ptp(both)) or 1.0
     ends = [both.min() - margin, both.max() + margin]
-    axes.plot(ends, ends, "--", color=_QUIET, linewidth=1)
-    axes.plot(measured, predicted, "o", color=_INK, markerfacecolor="none", markersize=5)
+    axes.plot(ends, ends, "--", color=QUIET, linewidth=1)
+    axes.plot(measured, predicted, "o", color=INK, markerfacecolor="none", markersize=5)
     axes.set(xlim=ends, ylim=ends, aspect="equal")
-    _calm(axes, "measured", "predicted", unit)
+    calm(axes, "measured", "predicted", unit)
     return figure
 
 
@@ -213,13 +191,13 @@ def figure_residuals(measured: Array, predicted: Array, *, unit: str) -> Figure:
     """
     figure = Figure(figsize=(6.5, 3.8), layout="constrained")
     axes = figure.subplots()
-    axes.plot((measured + predicted) / 2, predicted - measured, "o", color=_INK, markerfacecolor="none", markersize=5)
+    axes.plot((measured + predicted) / 2, predicted - measured, "o", color=INK, markerfacecolor="none", markersize=5)
     names = ("bias", "lower limit", "upper limit")
     for level, name in zip(limits_of_agreement(predicted, measured), names, strict=True):
-        axes.axhline(level, color=_QUIET, linestyle="-" if name == "bias" else "--", linewidth=1)
-        label, place = f"{name}\n{_value(level, unit)}", ("axes fraction", "data")
-        axes.annotate(label, (1.02, level), xycoords=place, va="center", fontsize=9, color=_QUIET)
-    _calm(axes, "mean of predicted and measured", "predicted minus measured", unit)
+        axes.axhline(level, color=QUIET, linestyle="-" if name == "bias" else "--", linewidth=1)
+        label, place = f"{name}\n{value(level, unit)}", ("axes fraction", "data")
+        axes.annotate(label, (1.02, level), xycoords=place, va="center", fontsize=9, color=QUIET)
+    calm(axes, "mean of predicted and measured", "predicted minus measured", unit)
     return figure
 
 
@@ -254,57 +232,35 @@ def figure_scans(images: Sequence[npt.NDArray[Any]], days: Sequence[float], weig
         top.set_title(f"day {day:g}\nweight {weight:.2f}", fontsize=9)
         top.set_anchor("S")
         below.set_axis_on()
-        below.barh(0, weight, height=1, color=_INK)
+        below.barh(0, weight, height=1, color=INK)
         below.set(xlim=(0, 1), ylim=(-0.5, 0.5), xticks=[], yticks=[])
     return figure
-
-
-def write_report(path: Path, *, title: str, sections: Sequence[Section]) -> Path:
-    """Write one HTML file that holds its own style and pictures, runs no script and prints on A4.
-
-    Args:
-        path: the file to write; its folder exists.
-        title: heading of the page.
-        sections: in order; numbers with decimals in tables are rounded to 3 digits.
-
-    Raises:
-        ValueError: if a figure has no caption, which is all that a reader who cannot see it gets.
-    """
-    for section in sections:
-        if section.figure is not None and not section.caption:
-            raise ValueError(f"section {section.title}: expected a caption with the figure, got none")
-    # Escape always: names come from files and tables.
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"data_uri": _data_uri, "cell": lambda x: _number(x) if isinstance(x, float) else str(x)}
-    path.write_text(pages.get_template("report.html.j2").render(title=title, sections=sections), encoding="utf-8")
-    return path
 
 
 def _summary(stored: dict[str, Any], limits: tuple[float, float, float]) -> Section:
     found = {name: _estimate(stored[name]) for name in _MEASURES}
     (bias, low, high), unit, r2 = limits, stored["unit"], found["r2"]
     left_out = f" ({stored['left_out']} more had no measured value)" if stored["left_out"] else ""
-    share = f"The model accounts for {_number(100 * r2.value)} % of the variance between patients."
+    share = f"The model accounts for {rounded(100 * r2.value)} % of the variance between patients."
     if not r2.low > 0:
         share = "It is not shown that the model does better than giving every patient the mean of these patients."
     text = (
         f"In {stored['patients']} patients{left_out} the prediction missed the measured value by "
-        f"{_value(found['mae'].value, unit)} on average; with other patients of the same kind this would probably be "
-        f"{_range(found['mae'], unit)}. {share}\n\nOn average the prediction was {_value(abs(bias), unit)} too "
+        f"{value(found['mae'].value, unit)} on average; with other patients of the same kind this would probably be "
+        f"{span(found['mae'], unit)}. {share}\n\nOn average the prediction was {value(abs(bias), unit)} too "
         f"{'high' if bias > 0 else 'low'}. For about 95 of 100 patients, predicted minus measured value is expected "
-        f"between {_value(low)} and {_value(high, unit)}."
+        f"between {value(low)} and {value(high, unit)}."
     )
     cells = []
     for name, label in _MEASURES.items():
         own = unit if name in _ERRORS else "1"
-        cells.append((label, _value(found[name].value, own), _range(found[name], own)))
+        cells.append((label, value(found[name].value, own), span(found[name], own)))
     return Section("Summary", text, table=pd.DataFrame(cells, columns=["Measure", "Value", "95 % interval"]))
 
 
 def _comparison(predictions: pd.DataFrame, target: str, baselines: Mapping[str, Array]) -> Section:
     (predicted, measured), unit = _pairs(predictions, target), str(predictions["unit"].iloc[0])
-    cells = [("Model", _value(mean_absolute_error(predicted, measured), unit), "", "")]
+    cells = [("Model", value(mean_absolute_error(predicted, measured), unit), "", "")]
     verdicts = []
     for name, values in baselines.items():
         try:
@@ -313,7 +269,7 @@ def _comparison(predictions: pd.DataFrame, target: str, baselines: Mapping[str, 
         except ValueError as error:
             raise ValueError(f"baseline {name}: {error}") from error
         error_of_it = mean_absolute_error(baseline, measured)
-        cells.append((name, _value(error_of_it, unit), _value(gap.value, unit), _range(gap, unit)))
+        cells.append((name, value(error_of_it, unit), value(gap.value, unit), span(gap, unit)))
         verdict = "better than" if gap.high < 0 else "worse than" if gap.low > 0 else "not shown to differ from"
         verdicts.append(f'{verdict} "{name}"')
     text = (
@@ -328,38 +284,6 @@ def _pairs(predictions: pd.DataFrame, target: str) -> tuple[Array, Array]:
     """Predicted and measured values of the patients with a measured value."""
     known = predictions[predictions[target].notna()]
     return known[f"{target}_predicted"].to_numpy(np.float64), known[target].to_numpy(np.float64)
-
-
-def _number(value: float) -> str:
-    """Three significant digits with a true minus sign; powers of ten only for the very large and very small."""
-    if not math.isfinite(value):
-        return "not defined"
-    value = float(f"{value:.3g}")
-    decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
-    text = f"{value:.3g}" if not -4 < decimals < 7 else f"{value:.{max(decimals, 0)}f}"
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def _value(value: float, unit: str = "1") -> str:
-    return _number(value) + (f"\N{NO-BREAK SPACE}{unit}" if unit != "1" and math.isfinite(value) else "")
-
-
-def _range(estimate: Estimate, unit: str) -> str:
-    return f"{_number(estimate.low)} to {_value(estimate.high, unit)}" if math.isfinite(estimate.low) else "not defined"
-
-
-def _calm(axes: Any, x: str, y: str, unit: str = "1") -> None:
-    axes.set_xlabel(x if unit == "1" else f"{x} [{unit}]", color=_QUIET)
-    axes.set_ylabel(y if unit == "1" else f"{y} [{unit}]", color=_QUIET)
-    axes.tick_params(colors=_QUIET, length=3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#9a9a9a")
-
-
-def _data_uri(figure: Figure) -> str:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode("ascii")
 
 
 def _estimate(stored: Mapping[str, float | None]) -> Estimate:

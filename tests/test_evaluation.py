@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_mvreg import report
 from monai_mvreg.metrics import regression
+from monai_mvreg.report import evaluation, page
 
 VOID = {"meta", "img", "link", "br", "hr"}
 
@@ -55,9 +55,9 @@ def predictions(patients: int = 40) -> pd.DataFrame:
     )
 
 
-def evaluation(folder: Path, table: pd.DataFrame) -> Path:
+def written(folder: Path, table: pd.DataFrame) -> Path:
     table.to_csv(folder / "predictions.csv", index=False)
-    (folder / "metrics.json").write_text(json.dumps(report.summarise(table, "volume"), allow_nan=False))
+    (folder / "metrics.json").write_text(json.dumps(evaluation.summarise(table, "volume"), allow_nan=False))
     epochs = np.arange(1, 21)
     mae = np.where(epochs % 2 == 0, 12 + 20 / epochs, np.nan)
     pd.DataFrame({"epoch": epochs, "train_loss": 1 / epochs, "mae": mae}).to_csv(folder / "history.csv", index=False)
@@ -66,14 +66,14 @@ def evaluation(folder: Path, table: pd.DataFrame) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return evaluation(tmp_path, predictions())
+    return written(tmp_path, predictions())
 
 
 @pytest.fixture
 def html(folder: Path) -> str:
     mean = np.full(40, predictions()["volume"].mean())
-    sections = report.evaluation_sections(folder, "volume", baselines={"training mean": mean})
-    return report.write_report(folder / "report.html", title="Volume <&> more", sections=sections).read_text("utf-8")
+    sections = evaluation.evaluation_sections(folder, "volume", baselines={"training mean": mean})
+    return page.write_report(folder / "report.html", title="Volume <&> more", sections=sections).read_text("utf-8")
 
 
 def test_the_summary_holds_the_metrics_of_the_patients_with_a_measured_value():
@@ -81,15 +81,15 @@ def test_the_summary_holds_the_metrics_of_the_patients_with_a_measured_value():
     table.loc[[3, 5], "volume"] = np.nan
     known = table.drop([3, 5])
     expected = regression.cohort_metrics(known["volume_predicted"].to_numpy(), known["volume"].to_numpy())
-    found = report.summarise(table, "volume")["volume"]
+    found = evaluation.summarise(table, "volume")["volume"]
     assert (found["unit"], found["patients"], found["left_out"]) == ("mL", 38, 2)
     assert found["mae"] == {"value": expected["mae"].value, "low": expected["mae"].low, "high": expected["mae"].high}
 
 
 def test_a_metric_that_does_not_exist_is_null_in_json_and_said_so_in_the_report(tmp_path):
-    folder = evaluation(tmp_path, predictions().assign(volume=100.0))
+    folder = written(tmp_path, predictions().assign(volume=100.0))
     assert json.loads((folder / "metrics.json").read_text())["volume"]["r2"]["value"] is None
-    summary = report.evaluation_sections(folder, "volume")[0]
+    summary = evaluation.evaluation_sections(folder, "volume")[0]
     assert summary.table["Value"].tolist()[2:] == ["not defined"] * 3
     assert "not shown that the model does better" in summary.text
 
@@ -108,7 +108,7 @@ def test_a_metric_that_does_not_exist_is_null_in_json_and_said_so_in_the_report(
 )
 def test_a_wrong_table_is_refused_with_its_row_and_without_the_patient(change, message):
     with pytest.raises(ValueError, match=message) as caught:
-        report.summarise(change(predictions()), "volume")
+        evaluation.summarise(change(predictions()), "volume")
     assert "KEY" not in str(caught.value)
 
 
@@ -146,7 +146,7 @@ def test_the_comparison_is_that_of_the_metrics_on_patients_with_a_measured_value
     table.loc[0, "volume"] = np.nan
     mean = np.full(40, 120.0)
     mean[0] = np.nan
-    comparison = report.evaluation_sections(evaluation(tmp_path, table), "volume", baselines={"mean": mean})[1]
+    comparison = evaluation.evaluation_sections(written(tmp_path, table), "volume", baselines={"mean": mean})[1]
     known = table[1:]
     expected = regression.difference(known["volume_predicted"].to_numpy(), mean[1:], known["volume"].to_numpy())
     assert comparison.table.iloc[1, 2] == f"\N{MINUS SIGN}{-expected.value:.3g}\N{NO-BREAK SPACE}mL"
@@ -155,61 +155,36 @@ def test_the_comparison_is_that_of_the_metrics_on_patients_with_a_measured_value
 @pytest.mark.parametrize("baseline", [np.zeros(39), np.full(40, np.nan)])
 def test_a_baseline_without_one_value_per_patient_is_refused_by_name(folder, baseline):
     with pytest.raises(ValueError, match="baseline mean: "):
-        report.evaluation_sections(folder, "volume", baselines={"mean": baseline})
+        evaluation.evaluation_sections(folder, "volume", baselines={"mean": baseline})
 
 
 def test_metrics_of_other_predictions_are_refused(folder):
     predictions(39).to_csv(folder / "predictions.csv", index=False)
     with pytest.raises(ValueError, match=r"metrics.json: expected the metrics of volume"):
-        report.evaluation_sections(folder, "volume")
+        evaluation.evaluation_sections(folder, "volume")
 
 
 def test_an_evaluation_without_training_has_no_training_section(folder):
     (folder / "history.csv").unlink()
-    titles = [section.title for section in report.evaluation_sections(folder, "volume")]
+    titles = [section.title for section in evaluation.evaluation_sections(folder, "volume")]
     assert "Training" not in titles and titles[-1] == "Limits"
-
-
-def test_a_figure_without_a_caption_is_refused(tmp_path):
-    section = report.Section("Scans", "", report.figure_scans([np.eye(4)], [0], [1]))
-    with pytest.raises(ValueError, match="section Scans: expected a caption"):
-        report.write_report(tmp_path / "report.html", title="", sections=[section])
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (12.345, "12.3"),
-        (-0.12345, "\N{MINUS SIGN}0.123"),
-        (0.5, "0.500"),
-        (9.999, "10.0"),
-        (12345.0, "12300"),
-        (0.0, "0"),
-        (1.5e-7, "1.5e\N{MINUS SIGN}07"),
-        (float("nan"), "not defined"),
-    ],
-)
-def test_numbers_are_rounded_to_three_digits(value, text, tmp_path):
-    section = report.Section("Numbers", "", table=pd.DataFrame({"name": ["a"], "value": [value]}))
-    page = report.write_report(tmp_path / "report.html", title="", sections=[section]).read_text("utf-8")
-    assert f"<td>{text}</td>" in page
 
 
 def test_training_has_a_panel_for_each_curve_and_skips_epochs_without_validation():
     history = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [3.0, 2.0, 1.0], "mae": [np.nan, 5.0, np.nan]})
-    loss, mae = report.figure_training(history).axes
+    loss, mae = evaluation.figure_training(history).axes
     assert loss.lines[0].get_ydata().tolist() == [3, 2, 1] and loss.get_ylabel() == "train loss"
     assert mae.lines[0].get_xdata().tolist() == [2] and mae.get_xlabel() == "epoch"
 
 
 def test_a_history_without_curves_is_refused():
     with pytest.raises(ValueError, match="expected a column epoch, then curves, got epoch"):
-        report.figure_training(pd.DataFrame({"epoch": [1]}))
+        evaluation.figure_training(pd.DataFrame({"epoch": [1]}))
 
 
 def test_agreement_shows_every_patient_and_the_line_of_identity():
     measured, predicted = np.array([1.0, 2.0, 3.0]), np.array([1.5, 2.0, 2.0])
-    (axes,) = report.figure_agreement(measured, predicted, unit="mL").axes
+    (axes,) = evaluation.figure_agreement(measured, predicted, unit="mL").axes
     identity, points = axes.lines
     assert list(identity.get_xdata()) == list(identity.get_ydata())
     assert points.get_xydata().tolist() == np.c_[measured, predicted].tolist()
@@ -219,7 +194,7 @@ def test_agreement_shows_every_patient_and_the_line_of_identity():
 
 def test_residuals_show_bias_and_limits_of_agreement():
     measured, predicted = np.array([1.0, 2.0, 4.0]), np.array([1.5, 2.0, 2.0])
-    (axes,) = report.figure_residuals(measured, predicted, unit="1").axes
+    (axes,) = evaluation.figure_residuals(measured, predicted, unit="1").axes
     points, *levels = axes.lines
     assert points.get_ydata().tolist() == [0.5, 0.0, -2.0] and points.get_xdata().tolist() == [1.25, 2.0, 3.0]
     assert [line.get_ydata()[0] for line in levels] == list(regression.limits_of_agreement(predicted, measured))
@@ -229,7 +204,7 @@ def test_residuals_show_bias_and_limits_of_agreement():
 def test_scans_are_shown_with_the_patients_right_on_the_left_and_the_front_up():
     image = np.zeros((4, 6, 3))
     image[3, 5, 1] = 1  # farthest right, farthest to the front, middle slice
-    top, below = report.figure_scans([image], [163], [0.34]).axes
+    top, below = evaluation.figure_scans([image], [163], [0.34]).axes
     shown = top.images[0].get_array()
     assert shown.shape == (6, 4) and shown[0, 0] == 1 and shown.sum() == 1
     assert top.get_title() == "day 163\nweight 0.34"
@@ -238,7 +213,7 @@ def test_scans_are_shown_with_the_patients_right_on_the_left_and_the_front_up():
 
 def test_many_scans_take_several_rows_in_one_grey_scale():
     images = [np.full((5, 5), float(i)) for i in range(8)]
-    figure = report.figure_scans(images, range(8), [1 / 8] * 8)
+    figure = evaluation.figure_scans(images, range(8), [1 / 8] * 8)
     shown = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title()[:5] for axes in shown] == [f"day {i}" for i in range(8)]
     assert len({axes.images[0].get_clim() for axes in shown}) == 1
@@ -254,13 +229,13 @@ def test_many_scans_take_several_rows_in_one_grey_scale():
 )
 def test_scans_that_cannot_be_shown_are_refused(images, days, message):
     with pytest.raises(ValueError, match=message):
-        report.figure_scans(images, days, [1.0] * len(images))
+        evaluation.figure_scans(images, days, [1.0] * len(images))
 
 
 def test_reports_can_be_written_side_by_side_in_threads(folder):
     def write(i: int) -> str:
-        sections = report.evaluation_sections(folder, "volume")
-        return report.write_report(folder / f"{i}.html", title="Volume", sections=sections).read_text("utf-8")
+        sections = evaluation.evaluation_sections(folder, "volume")
+        return page.write_report(folder / f"{i}.html", title="Volume", sections=sections).read_text("utf-8")
 
     with ThreadPoolExecutor(4) as pool:
         assert all(len(Page(text).images) == 3 for text in pool.map(write, range(4)))

@@ -1,0 +1,95 @@
+"""Text, tables and figures -> one HTML file that needs nothing else; a report never shows who the patients are."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from matplotlib.figure import Figure
+
+from monai_mvreg.metrics.bootstrap import Estimate
+
+INK, QUIET = "#1f4e79", "#4a4a4a"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report: heading, text, table, then figure with caption.
+
+    Args:
+        title: heading.
+        text: plain text; a blank line starts a new paragraph.
+        figure: picture, or None for none.
+        caption: what the figure shows, also for readers who cannot see it; needed with a figure.
+        table: names in the first column and values to the right, or None for none.
+    """
+
+    title: str
+    text: str
+    figure: Figure | None = None
+    caption: str = ""
+    table: pd.DataFrame | None = None
+
+
+def write_report(path: Path, *, title: str, sections: Sequence[Section]) -> Path:
+    """Write one HTML file that holds its own style and pictures, runs no script and prints on A4.
+
+    Args:
+        path: the file to write; its folder exists.
+        title: heading of the page.
+        sections: in order; numbers with decimals in tables are rounded to 3 digits.
+
+    Raises:
+        ValueError: if a figure has no caption, which is all that a reader who cannot see it gets.
+    """
+    for section in sections:
+        if section.figure is not None and not section.caption:
+            raise ValueError(f"section {section.title}: expected a caption with the figure, got none")
+    # Escape always: names come from files and tables.
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pages.filters |= {"data_uri": _data_uri, "cell": lambda x: rounded(x) if isinstance(x, float) else str(x)}
+    path.write_text(pages.get_template("page.html.j2").render(title=title, sections=sections), encoding="utf-8")
+    return path
+
+
+def rounded(value: float) -> str:
+    """Three significant digits with a true minus sign; powers of ten only for the very large and very small."""
+    if not math.isfinite(value):
+        return "not defined"
+    value = float(f"{value:.3g}")
+    decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
+    text = f"{value:.3g}" if not -4 < decimals < 7 else f"{value:.{max(decimals, 0)}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def value(value: float, unit: str = "1") -> str:
+    """A number with its unit; ``1`` is none."""
+    return rounded(value) + (f"\N{NO-BREAK SPACE}{unit}" if unit != "1" and math.isfinite(value) else "")
+
+
+def span(estimate: Estimate, unit: str = "1") -> str:
+    """The interval of an estimate in words."""
+    return f"{rounded(estimate.low)} to {value(estimate.high, unit)}" if math.isfinite(estimate.low) else "not defined"
+
+
+def calm(axes: Any, x: str, y: str, unit: str = "1") -> None:
+    """Label the axes of a figure and leave out what says nothing."""
+    axes.set_xlabel(x if unit == "1" else f"{x} [{unit}]", color=QUIET)
+    axes.set_ylabel(y if unit == "1" else f"{y} [{unit}]", color=QUIET)
+    axes.tick_params(colors=QUIET, length=3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#9a9a9a")
+
+
+def _data_uri(figure: Figure) -> str:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode("ascii")

@@ -1,0 +1,236 @@
+"""Show an evaluation of a time to event: a table of risks becomes metrics with intervals, curves and one HTML file.
+
+``predictions.csv`` has one row per patient with time in days, event (1, or 0 for censored) and ``log_risk``, higher is
+sooner; rows without a measured time are left out and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from monai_mvreg.calibration import Baseline, fit_baseline, read_part, write_part
+from monai_mvreg.metrics.bootstrap import Array, Estimate
+from monai_mvreg.metrics.survival import Forecast, d_calibration, kaplan_meier, survival_differences, survival_metrics
+from monai_mvreg.report.page import QUIET, Section, calm, rounded, span, write_report
+
+_log = logging.getLogger(__name__)
+_GROUPS = ("lowest third of risk", "middle third", "highest third")
+_SHADES = ("#7aa6c9", "#4a4a4a", "#9c2f2f")
+_LIMITS = (
+    "For research use only. This is not a medical device: nothing here may guide the care of a patient.\n\n"
+    "Censoring is taken to tell nothing about the event. The intervals show how much the numbers would move with other "
+    "patients of the same kind; they do not cover other hospitals, scanners or protocols, nor another run of the "
+    "training. The numbers speak for new patients only where no patient took part in training, in choosing the model "
+    "or in fitting its curves: the validation patients of a training did the latter two, so evaluate on others."
+)
+
+
+def fit_curves(folder: str, curves: str, *, target: Sequence[str], horizons: Sequence[float]) -> None:
+    """Fit the curves of a trained model on its held-out patients, and report on them; for the end of a training.
+
+    Args:
+        folder: holds ``predictions.csv`` of patients who were not trained on; chances are added to it.
+        curves: the JSON file to write.
+        target: names of the columns with time and event.
+        horizons: days for which chances are told.
+
+    Raises:
+        ValueError: if none of the patients has an event.
+    """
+    table = _read(folder)
+    known = table[table[target[0]].notna()]
+    baseline = fit_baseline(known["log_risk"].to_numpy(np.float64), known[list(target)].to_numpy(np.float64))
+    write_part(baseline, curves)
+    risk = table["log_risk"].to_numpy(np.float64)
+    at = list(table.columns).index("log_risk") + 1
+    median = baseline.median_days(risk)
+    table.insert(at, "median_days", np.where(np.isfinite(median), median, np.nan))
+    for i, day in enumerate(horizons, start=1):
+        table.insert(at + i, f"risk_{day:g}", 1 - baseline.survival(risk, np.array([day]))[:, 0])
+    table.to_csv(Path(folder) / "predictions.csv", index=False, float_format="%.7g")
+    report_on(folder, curves, target=target, horizons=horizons)
+
+
+def report_on(folder: str, curves: str, *, target: Sequence[str], horizons: Sequence[float]) -> None:
+    """Turn ``predictions.csv`` into ``metrics.json`` and ``report.html`` in the same folder; for the end of a run.
+
+    Args:
+        folder: holds ``predictions.csv`` with measured times.
+        curves: what :func:`fit_curves` wrote.
+        target: names of the columns with time and event.
+        horizons: days at which chances are judged, increasing.
+    """
+    place, table, baseline = Path(folder), _read(folder), read_part(Baseline, curves)
+    found = summarise_risk(table, baseline, target=target, horizons=horizons)
+    (place / "metrics.json").write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
+    stored = found[target[0]]
+    _log.info(
+        "%s: concordance %.3f [%.3f, %.3f], %d patients, %d events; D-calibration p %.3f",
+        *(target[0], *(stored["harrell"][key] or math.nan for key in ("value", "low", "high"))),
+        *(stored["patients"], stored["events"], stored["d_calibration_p"]),
+    )
+    sections = survival_sections(table, baseline, stored, target=target, horizons=horizons)
+    title = f"Time to {target[1]}"
+    _log.info("report: %s", write_report(place / "report.html", title=title, sections=sections))
+
+
+def summarise_risk(
+    table: pd.DataFrame, baseline: Baseline, *, target: Sequence[str], horizons: Sequence[float]
+) -> dict[str, Any]:
+    """What ``metrics.json`` holds: the metrics of a time to event with 95 % intervals over patients.
+
+    Args:
+        table: one row per patient, with time, event and ``log_risk``.
+        baseline: the curves.
+        target: names of the columns with time and event.
+        horizons: days at which chances are judged, increasing.
+
+    Returns:
+        ``{time: {"unit", "patients", "left_out", "events", "d_calibration_p", "harrell": {"value", "low", "high"},
+        ...}}`` with the metrics of :func:`~monai_mvreg.metrics.survival.survival_metrics`; a number that does not exist
+        is None.
+    """
+    risk, label, left_out = _pairs(table, target)
+    forecast = Forecast(risk, horizons, baseline.survival(risk, np.asarray(horizons, dtype=np.float64)))
+    own = np.array([baseline.survival(risk[i : i + 1], label[i : i + 1, 0])[0, 0] for i in range(len(risk))])
+    found: dict[str, Any] = {
+        **{"unit": "d", "patients": len(risk), "left_out": left_out, "events": int(label[:, 1].sum())},
+        "d_calibration_p": d_calibration(own, label),
+    }
+    for name, estimate in survival_metrics(forecast, label).items():
+        found[name] = {key: None if math.isnan(value) else value for key, value in asdict(estimate).items()}
+    return {target[0]: found}
+
+
+def survival_sections(
+    table: pd.DataFrame,
+    baseline: Baseline,
+    stored: dict[str, Any],
+    *,
+    target: Sequence[str],
+    horizons: Sequence[float],
+) -> list[Section]:
+    """The parts of a report: numbers in plain words, the comparison with no model, curves and limits.
+
+    Args:
+        table: one row per patient, with time, event and ``log_risk``.
+        baseline: the curves.
+        stored: the metrics of :func:`summarise_risk`.
+        target: names of the columns with time and event.
+        horizons: days at which chances are judged, increasing.
+    """
+    risk, label, _ = _pairs(table, target)
+    days = np.asarray(horizons, dtype=np.float64)
+    forecast = Forecast(risk, horizons, baseline.survival(risk, days))
+    times, chance = kaplan_meier(label)
+    marginal = np.concatenate([[1.0], chance])[np.searchsorted(times, days, side="right")]
+    nobody = Forecast(np.zeros(len(risk)), horizons, np.tile(marginal, (len(risk), 1)))
+    apart = survival_differences(forecast, nobody, label)
+    groups = np.searchsorted(np.quantile(risk, [1 / 3, 2 / 3]), risk).astype(np.float64)
+    caption = (
+        "Steps: share of patients without the event, by Kaplan-Meier, for each third of predicted risk. Smooth lines: "
+        "the mean of the predicted curves of the same patients. Where both agree the chances are true."
+    )
+    return [
+        _summary(stored, horizons),
+        _comparison(apart, horizons),
+        Section("Curves", "", figure_curves(label, groups, baseline, risk), caption),
+        Section("Limits", _LIMITS),
+    ]
+
+
+def figure_curves(label: Array, groups: Array, baseline: Baseline, risk: Array) -> Figure:
+    """Observed and mean predicted survival of groups of patients.
+
+    Args:
+        label: ``(P, 2)``, time in days and event.
+        groups: ``(P,)``, 0, 1 or 2.
+        baseline: the curves.
+        risk: log risk ``(P,)``.
+    """
+    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    days = np.linspace(0, float(label[:, 0].max()), 200)
+    for group, (name, shade) in enumerate(zip(_GROUPS, _SHADES, strict=True)):
+        mine = groups == group
+        if not mine.any():
+            continue
+        times, chance = kaplan_meier(label[mine])
+        axes.step([0.0, *times], [1.0, *chance], where="post", color=shade, label=f"{name} ({int(mine.sum())})")
+        axes.plot(days, baseline.survival(risk[mine], days).mean(0), "--", color=shade, linewidth=1)
+    axes.set(ylim=(0, 1.02), xlim=(0, None))
+    axes.legend(frameon=False, fontsize=9, labelcolor=QUIET)
+    calm(axes, "time [d]", "without the event")
+    return figure
+
+
+def _summary(stored: dict[str, Any], horizons: Sequence[float]) -> Section:
+    order, left = _estimate(stored["harrell"]), stored["left_out"]
+    left_out = f" ({left} more had no measured time)" if left else ""
+    worth = "It is not shown that the risks order patients better than chance does."
+    if order.low > 0.5:
+        worth = "The risks order patients better than chance does."
+    p = stored["d_calibration_p"]
+    truth = "contradict" if p < 0.05 else "do not contradict"
+    text = (
+        f"In {stored['patients']} patients with {stored['events']} events{left_out}, the one with the higher risk had "
+        f"the event first in {rounded(100 * order.value)} of 100 pairs whose order is known; with other patients of "
+        f"the same kind this would probably be {span(_times(order, 100))}. {worth}\n\nThe observed times {truth} the "
+        f"predicted chances (D-calibration, p = {rounded(p)})."
+    )
+    rows = [("Concordance (Harrell)", "harrell"), (f"Concordance up to day {horizons[-1]:g} (Uno)", "uno")]
+    for day in horizons:
+        rows.append((f"AUC at day {day:g}", f"auc_{day:g}"))
+        rows.append((f"Brier score at day {day:g}", f"brier_{day:g}"))
+        rows.append((f"Observed over expected events by day {day:g}", f"observed_to_expected_{day:g}"))
+    rows += [("Integrated Brier score", "ibs")] if "ibs" in stored else []
+    rows.append(("Slope of the log risk", "slope"))
+    cells = [(name, rounded(_estimate(stored[key]).value), span(_estimate(stored[key]))) for name, key in rows]
+    return Section("Summary", text, table=pd.DataFrame(cells, columns=["Measure", "Value", "95 % interval"]))
+
+
+def _comparison(apart: dict[str, Estimate], horizons: Sequence[float]) -> Section:
+    names = [f"brier_{day:g}" for day in horizons]
+    cells = [
+        (f"Brier score at day {day:g}", rounded(apart[name].value), span(apart[name]))
+        for day, name in zip(horizons, names, strict=True)
+    ]
+    shown = [f"day {day:g}" for day, name in zip(horizons, names, strict=True) if apart[name].high < 0]
+    text = (
+        "The model minus one curve for all, the Kaplan-Meier curve of these very patients. A difference below zero "
+        "favours the model; it counts as shown where the whole interval lies below zero: "
+        f"{', '.join(shown) if shown else 'at none of these days'}."
+    )
+    return Section("Comparison", text, table=pd.DataFrame(cells, columns=["Measure", "Difference", "95 % interval"]))
+
+
+def _pairs(table: pd.DataFrame, target: Sequence[str]) -> tuple[Array, Array, int]:
+    """Log risk and label of the patients with a measured time, and the number of the others."""
+    known = table[table[target[0]].notna()]
+    if known.empty:
+        raise ValueError("predictions: expected patients with a measured time, got none")
+    label = known[list(target)].to_numpy(np.float64)
+    return known["log_risk"].to_numpy(np.float64), label, len(table) - len(known)
+
+
+def _read(folder: str) -> pd.DataFrame:
+    text = {name: str for name in ("patient", "fold", "unit", "days", "weights")}
+    return pd.read_csv(Path(folder) / "predictions.csv", dtype=text)
+
+
+def _estimate(stored: dict[str, float | None]) -> Estimate:
+    return Estimate(**{key: math.nan if value is None else value for key, value in stored.items()})
+
+
+def _times(estimate: Estimate, factor: float) -> Estimate:
+    return Estimate(factor * estimate.value, factor * estimate.low, factor * estimate.high)

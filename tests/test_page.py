@@ -1,0 +1,34 @@
+"""The page: one closed HTML file of text, tables and figures, with numbers a person can read."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from monai_mvreg.report import page
+
+
+def test_a_figure_without_a_caption_is_refused(tmp_path: Path) -> None:
+    section = page.Section("Scans", "", Figure())
+    with pytest.raises(ValueError, match="section Scans: expected a caption"):
+        page.write_report(tmp_path / "report.html", title="", sections=[section])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12.345, "12.3"),
+        (-0.12345, "\N{MINUS SIGN}0.123"),
+        (0.5, "0.500"),
+        (9.999, "10.0"),
+        (12345.0, "12300"),
+        (0.0, "0"),
+        (1.5e-7, "1.5e\N{MINUS SIGN}07"),
+        (float("nan"), "not defined"),
+    ],
+)
+def test_numbers_are_rounded_to_three_digits(value: float, text: str, tmp_path: Path) -> None:
+    section = page.Section("Numbers", "", table=pd.DataFrame({"name": ["a"], "value": [value]}))
+    html = page.write_report(tmp_path / "report.html", title="", sections=[section]).read_text("utf-8")
+    assert f"<td>{text}</td>" in html

@@ -1,4 +1,4 @@
-"""The verbs of ``mvreg``: write a demo, find scans, split a cohort. Training is the bundle's own command."""
+"""The verbs of ``mvreg``: write a demo, find scans, split and audit a cohort, cross-validate the bundle's training."""
 
 from __future__ import annotations
 
@@ -71,6 +71,29 @@ def _parser() -> argparse.ArgumentParser:
     bids.add_argument("folder", type=Path, metavar="FOLDER")
     bids.add_argument("--out", type=Path, default=Path("cohort.csv"), metavar="FILE", help="default: cohort.csv")
     bids.set_defaults(verb=_bids)
+
+    audit = verbs.add_parser("audit", help="search a cohort for leaks: twins, two folds, late scans, telling columns")
+    audit.add_argument("table", type=Path, metavar="FILE", help="one row per scan")
+    audit.add_argument("--dataset_dir", type=Path, required=True, metavar="FOLDER", help="where its paths start")
+    audit.add_argument("--patient", default="patient", metavar="COLUMN")
+    audit.add_argument("--path", default="path", metavar="COLUMN")
+    audit.add_argument("--day", default=None, metavar="COLUMN", help="the day of each scan")
+    audit.add_argument("--fold", default=None, metavar="COLUMN")
+    audit.add_argument("--target", default=None, metavar="COLUMN")
+    audit.add_argument("--covariate", action="append", default=[], metavar="COLUMN", help="may be given several times")
+    audit.add_argument("--index-day", default=None, metavar="COLUMN", help="the day from which the prediction looks on")
+    audit.add_argument("--event-day", default=None, metavar="COLUMN", help="the day of the event, empty if none")
+    audit.set_defaults(verb=_audit)
+
+    crossval = verbs.add_parser("crossval", help="train and predict fold by fold; goes on where it was stopped")
+    crossval.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="files of settings, as in training")
+    crossval.add_argument("--dataset_dir", type=Path, required=True, metavar="FOLDER", help="the scans and the table")
+    crossval.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for all results")
+    crossval.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="default: bundle")
+    crossval.add_argument("--folds", type=int, default=5, help="where the table has no folds (default 5)")
+    crossval.add_argument("--seeds", type=int, default=1, help="trainings of each fold, averaged (default 1)")
+    crossval.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the bundle")
+    crossval.set_defaults(verb=_crossval)
 
     split = verbs.add_parser("split", help="add a column `fold` that keeps each patient in one fold")
     split.add_argument("table", type=Path, metavar="TABLE", help="CSV or TSV")
@@ -186,6 +209,63 @@ def _bids(options: argparse.Namespace) -> None:
     print(f"\nNext: {_ADD_TARGET}, then")
     print(f"  mvreg split {options.out} --target COLUMN")
     print(f"  {_train_command(str(options.folder), str(options.out))}")
+
+
+def _audit(options: argparse.Namespace) -> None:
+    from monai_mvreg.cohort.audit import Audited, audit
+
+    columns = Audited(
+        patient=options.patient,
+        path=options.path,
+        day=options.day,
+        fold=options.fold,
+        target=options.target,
+        covariates=tuple(options.covariate),
+        index_day=options.index_day,
+        event_day=options.event_day,
+    )
+    found = audit(options.table, options.dataset_dir, columns)
+    counted = Counter(finding.what for finding in found)
+    shown: Counter[str] = Counter()
+    for finding in found:
+        shown[finding.what] += 1
+        if shown[finding.what] <= 5:
+            rows = ", ".join(map(str, finding.rows[:10])) + (" ..." if len(finding.rows) > 10 else "")
+            print(finding.what + (f": rows {rows}" if rows else ""))
+    for what, count in counted.items():
+        if count > 5:
+            print(f"{what}: {count - 5} more")
+    searched = {
+        "folds": options.fold,
+        "late scans": options.index_day or options.event_day,
+        "columns": options.covariate,
+    }
+    skipped = [name for name, given in searched.items() if not given]
+    print(
+        f"\n{len(found)} findings"
+        + (f"; not searched, for no column was named: {', '.join(skipped)}" if skipped else "")
+    )
+    if found:
+        raise SystemExit(1)
+
+
+def _crossval(options: argparse.Namespace) -> None:
+    import yaml
+
+    from monai_mvreg.crossval import Plan, crossvalidate
+
+    if not (options.bundle / "configs/train.yaml").is_file():
+        raise FileNotFoundError(f"expected a bundle in {options.bundle}, found no configs/train.yaml: give --bundle")
+    settings = {}
+    for setting in options.set:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"expected --set NAME=VALUE, got {setting!r}")
+        settings[name] = yaml.safe_load(value)
+    plan = Plan(options.bundle.resolve(), tuple(options.configs), options.dataset_dir.resolve(), settings)
+    table = crossvalidate(plan, options.out, folds=options.folds, seeds=range(options.seeds))
+    print(f"\n{options.out}: {len(table)} patients, each predicted by models that did not see the patient")
+    print((options.out / "metrics.json").read_text(encoding="utf-8"))
 
 
 def _split(options: argparse.Namespace) -> None:

@@ -1,0 +1,185 @@
+"""Cohort -> findings: what would make a result look better than it is, before anything is trained.
+
+A finding is a sentence with rows of the table (the header is row 1); it names no patient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from monai_mvreg.cohort.table import TableRows
+from monai_mvreg.scans.files import ScanError
+from monai_mvreg.scans.read import read_scan
+
+Array = npt.NDArray[Any]
+
+_EDGE = 16  # voxels of the small picture that stands for a scan
+_ALIKE = 0.995  # correlation of two small pictures; heads of two people on one grid reach 0.98
+_TELLS = 0.95  # rank correlation of a covariate with the target
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to look at: ``what`` it is, in a sentence, and the ``rows`` of the table it stands in."""
+
+    what: str
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Audited:
+    """Which columns of the table hold what; None where there is none.
+
+    ``index_day`` holds the day from which the prediction looks ahead, and ``event_day`` that of the event, both on the
+    scale of ``day``.
+    """
+
+    patient: str = "patient"
+    path: str = "path"
+    day: str | None = "day"
+    fold: str | None = "fold"
+    target: str | None = None
+    covariates: tuple[str, ...] = ()
+    index_day: str | None = None
+    event_day: str | None = None
+
+
+def audit(table: Path, images: Path, columns: Audited) -> list[Finding]:
+    """Search a cohort for leaks.
+
+    A patient in two folds; one picture, or nearly one, under two patients (the same bytes, or the same picture after
+    resizing, recoding or another brightness); a scan that is later than the day of the prediction or of the event; a
+    covariate that gives the target away.
+
+    Args:
+        table: one row per scan.
+        images: the folder that paths start from.
+        columns: which column holds what.
+
+    Raises:
+        FileNotFoundError: if there is no such table.
+        ValueError: if it lacks a column, or a cell that should be a number is none.
+    """
+    rows = TableRows(table)
+    rows.need(columns.patient, columns.path, columns.day, columns.fold, columns.target, *columns.covariates)
+    rows.need(columns.index_day, columns.event_day)
+    patients = [rows.text(row, columns.patient) for row in range(len(rows.frame))]
+    found = _two_folds(rows, patients, columns.fold)
+    found += _late_scans(rows, columns)
+    found += _telling(rows, patients, columns)
+    found += _same_pictures(rows, patients, images, columns.path)
+    return found
+
+
+def _two_folds(rows: TableRows, patients: Sequence[str], fold: str | None) -> list[Finding]:
+    if fold is None:
+        return []
+    folds: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row, patient in enumerate(patients):
+        folds[patient][rows.text(row, fold)].append(row + 2)
+    return [
+        Finding(
+            f"one patient is in the folds {', '.join(sorted(own))}",
+            tuple(sorted(row for some in own.values() for row in some)),
+        )
+        for own in folds.values()
+        if len(own) > 1
+    ]
+
+
+def _late_scans(rows: TableRows, columns: Audited) -> list[Finding]:
+    found = []
+    for limit, what in ((columns.index_day, "the day from which it is predicted"), (columns.event_day, "the event")):
+        if limit is None or columns.day is None:
+            continue
+        late = [
+            row + 2
+            for row in range(len(rows.frame))
+            if str(rows.frame[limit].iat[row]).strip() and rows.number(row, columns.day) > rows.number(row, limit)
+        ]
+        if late:
+            found.append(Finding(f"{len(late)} scans are later than {what}", tuple(late)))
+    return found
+
+
+def _telling(rows: TableRows, patients: Sequence[str], columns: Audited) -> list[Finding]:
+    if columns.target is None:
+        return []
+    first = {patient: row for row, patient in reversed(list(enumerate(patients)))}
+    target = pd.Series([rows.number(row, columns.target, missing=np.nan) for row in first.values()])
+    found = []
+    for name in columns.covariates:
+        values = pd.to_numeric(pd.Series([rows.frame[name].iat[row] for row in first.values()]), errors="coerce")
+        if values.notna().sum() > 2 and abs(correlation := values.corr(target, method="spearman")) >= _TELLS:
+            said = f"the column {name!r} orders patients as the target does (rank correlation {correlation:.2f})"
+            found.append(Finding(f"{said}: would it be known at the time of the prediction?", ()))
+    return found
+
+
+def _same_pictures(rows: TableRows, patients: Sequence[str], images: Path, path: str) -> list[Finding]:
+    exact: dict[str, list[int]] = defaultdict(list)
+    small: dict[int, list[tuple[int, Array]]] = defaultdict(list)
+    found = []
+    addresses: dict[str, list[int]] = defaultdict(list)
+    for row in tqdm(range(len(patients)), "scans", unit="scan", disable=None):
+        addresses[address := rows.text(row, path)].append(row)
+        try:
+            array = read_scan(images / address).array
+        except ScanError as error:
+            found.append(Finding(f"a scan cannot be read: {error}", (row + 2,)))
+            continue
+        exact[hashlib.sha256(np.ascontiguousarray(array).tobytes() + str(array.shape).encode()).hexdigest()].append(row)
+        small[min(array.ndim, 3)].append((row, _small(array)))
+    told = set()
+    for same, what in ((addresses, "the same file"), (exact, "the same picture")):
+        for some in same.values():
+            if len({patients[row] for row in some}) > 1 and tuple(some) not in told:
+                told.add(tuple(some))
+                found.append(Finding(f"{what} under two patients", tuple(row + 2 for row in some)))
+    pairs = {pair for group in told for pair in ((a, b) for a in group for b in group)}
+    for one, other in (pair for group in small.values() for pair in _alike(group)):
+        if patients[one] != patients[other] and (one, other) not in pairs:
+            found.append(Finding("nearly the same picture under two patients", (one + 2, other + 2)))
+    return found
+
+
+def _small(array: Array) -> Array:
+    """A scan as a few hundred or thousand numbers with mean 0 and length 1: its blocks averaged."""
+    while array.ndim > 3:
+        array = array.mean(-1)
+    for axis in range(array.ndim):
+        edges = np.linspace(0, array.shape[axis], min(_EDGE, array.shape[axis]) + 1).round().astype(int)[:-1]
+        array = np.add.reduceat(array, edges, axis=axis) / _lengths(edges, array.shape[axis], array.ndim, axis)
+        if array.shape[axis] < _EDGE:
+            array = np.repeat(array, -(-_EDGE // array.shape[axis]), axis=axis).take(range(_EDGE), axis=axis)
+    flat = array.ravel().astype(np.float32)
+    flat = flat - flat.mean()
+    return np.asarray(flat / max(float(np.linalg.norm(flat)), 1e-12))
+
+
+def _lengths(edges: Array, end: int, dimensions: int, axis: int) -> Array:
+    shape = [1] * dimensions
+    shape[axis] = -1
+    return np.diff([*edges, end]).reshape(shape)
+
+
+def _alike(group: Sequence[tuple[int, Array]]) -> list[tuple[int, int]]:
+    """Pairs of rows whose small pictures correlate, in blocks that keep the memory small."""
+    numbers, pictures = np.array([row for row, _ in group]), np.stack([picture for _, picture in group])
+    pairs = []
+    for start in range(0, len(pictures), 1024):
+        close = pictures[start : start + 1024] @ pictures.T > _ALIKE
+        for one, other in np.argwhere(close):
+            if one + start < other:
+                pairs.append((int(numbers[one + start]), int(numbers[other])))
+    return pairs

@@ -1,0 +1,218 @@
+"""Cohort -> folds -> one bundle run each -> a prediction for every patient by models that never saw the patient.
+
+A run trains on all folds but two: one chooses the epoch, the other is predicted. Whatever is finished stays: a
+cross-validation that was killed goes on where it stood, and one with other settings is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from monai.bundle import ConfigParser
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from monai_mvreg.cohort.split import balanced_seed
+from monai_mvreg.cohort.table import Cohort
+from monai_mvreg.metrics.survival import Forecast, survival_metrics
+from monai_mvreg.report.evaluation import evaluation_sections, summarise
+from monai_mvreg.report.page import write_report
+
+_TEXTS = {name: str for name in ("patient", "fold", "unit", "days", "weights")}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run: the bundle, its config files and settings.
+
+    Args:
+        bundle: the folder of the bundle.
+        configs: config files on top of the bundle's own, in order.
+        dataset: the folder of the scans.
+        settings: further settings by name, ``{"epochs": 20}``, as on the command line of the bundle.
+    """
+
+    bundle: Path
+    configs: tuple[Path, ...]
+    dataset: Path
+    settings: dict[str, Any]
+
+    def arguments(self, kind: str) -> list[str]:
+        """The command line of one of the bundle's configs, ``train``, ``evaluate`` or ``inference``."""
+        files = [self.bundle / f"configs/{kind}.yaml", *self.configs]
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str([str(file) for file in files])]
+        command += ["--bundle_root", str(self.bundle), "--dataset_dir", str(self.dataset)]
+        return command + [part for name, value in self.settings.items() for part in (f"--{name}", str(value))]
+
+    def cohort(self) -> Cohort:
+        """The patients as the training would read them."""
+        parser = ConfigParser()
+        parser.read_config([str(self.bundle / "configs/train.yaml"), *map(str, self.configs)])
+        parser.update({"bundle_root": str(self.bundle), "dataset_dir": str(self.dataset), **self.settings})
+        cohort: Cohort = parser.get_parsed_content("patients")
+        return cohort
+
+
+def crossvalidate(plan: Plan, out: Path, *, folds: int = 5, seeds: Sequence[int] = (0,)) -> pd.DataFrame:
+    """Train and predict fold by fold, and write ``predictions.csv``, ``metrics.json`` and ``report.html``.
+
+    The folds are those of the cohort's table where it has any; otherwise patients are put into so many by a hash of
+    their keys, whose seed is chosen to balance targets and events.
+
+    Args:
+        plan: what is run.
+        out: the folder of the results; one that holds an unfinished run of the same plan is continued.
+        folds: number of folds, where the table has none.
+        seeds: each fold is trained once with each, and predictions are averaged.
+
+    Returns:
+        One row per patient, as in ``predictions.csv``: each predicted by models that did not see the patient.
+
+    Raises:
+        ValueError: if there are fewer than 3 folds, or the folder holds a run of another plan.
+        ChildProcessError: if a run of the bundle ends with an error; its log is named.
+    """
+    cohort = plan.cohort()
+    settings: dict[str, Any] = {}
+    names = sorted({patient.fold for patient in cohort.patients if patient.fold is not None})
+    if not names:
+        names = [str(fold) for fold in range(folds)]
+        settings = {"folds": folds, "split_seed": balanced_seed(cohort, folds)}
+    if len(names) < 3:
+        raise ValueError(f"expected at least 3 folds, to train, to choose the epoch and to test, got {names}")
+    out.mkdir(parents=True, exist_ok=True)
+    _same_plan(out / "plan.json", plan, names, settings)
+    runs = [(fold, seed) for fold in range(len(names)) for seed in seeds]
+    for fold, seed in tqdm(runs, "folds", unit="run", disable=None):
+        left_out = {"test_folds": [names[fold]], "validation_folds": [names[(fold + 1) % len(names)]], "seed": seed}
+        _run_fold(plan, out / f"fold-{names[fold]}_seed-{seed}", {**settings, **left_out}, names[fold])
+    parts = [
+        average([_table(out / f"fold-{name}_seed-{seed}/test/predictions.csv") for seed in seeds]) for name in names
+    ]
+    table = pd.concat(parts, ignore_index=True).sort_values("patient", ignore_index=True)
+    _write(table, out / "predictions.csv")
+    means = [_training_mean(table, name, names[(at + 1) % len(names)]) for at, name in enumerate(names)]
+    _report(table, out, dict(zip(names, means, strict=True)))
+    return table
+
+
+def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Average the predictions of several models for the same patients.
+
+    Args:
+        tables: ``predictions.csv`` of each model; columns that are not predicted are taken from the first.
+
+    Raises:
+        ValueError: if they are of different patients.
+    """
+    first = tables[0].drop(columns="median_days", errors="ignore").set_index("patient")
+    if any(set(table["patient"]) != set(first.index) for table in tables):
+        raise ValueError("expected predictions of several models for the same patients, got different ones")
+    risks = ("log_risk", "risk_")
+    predicted = [name for name in first.columns if name.endswith("_predicted") or name.startswith(risks)]
+    aligned = [table.set_index("patient").loc[first.index, predicted].astype(float) for table in tables]
+    mean = sum(aligned[1:], start=aligned[0]) / len(aligned)
+    return first.assign(**{name: mean[name] for name in predicted}).reset_index()
+
+
+def _same_plan(path: Path, plan: Plan, names: Sequence[str], settings: dict[str, Any]) -> None:
+    """Write down what is run, or refuse to go on with something else."""
+    texts = {file.name: yaml.safe_load(file.read_text(encoding="utf-8")) for file in plan.configs}
+    now = {"settings": {**plan.settings, **settings}, "configs": texts, "folds": list(names)}
+    now = json.loads(json.dumps(now | {"dataset": str(plan.dataset)}))
+    if not path.exists():
+        _write_json(path, now)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if differ := sorted(name for name in now if now[name] != before.get(name)):
+        raise ValueError(f"{path.parent}: it holds a run with other {', '.join(differ)}: name another folder")
+
+
+def _run_fold(plan: Plan, place: Path, settings: dict[str, Any], fold: str) -> None:
+    """Train and test one fold, each unless it is done."""
+    place.mkdir(exist_ok=True)
+    folders = {"model_dir": str(place / "models")}
+    steps = {
+        "train": {**settings, **folders, "output_dir": str(place / "training")},
+        "evaluate": {**settings, **folders, "output_dir": str(place / "test"), "evaluate_folds": [fold]},
+    }
+    steps["evaluate"].pop("seed")
+    for kind, own in steps.items():
+        done = place / f"{kind}.done"
+        if done.exists():
+            continue
+        if kind == "train":  # what an interrupted one left
+            shutil.rmtree(place / "models", ignore_errors=True)
+        command = replace(plan, settings={**plan.settings, **own}).arguments(kind)
+        with (place / f"{kind}.log").open("w", encoding="utf-8") as log:
+            ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        if ended:
+            lines = (place / f"{kind}.log").read_text(encoding="utf-8", errors="replace").split("\n")
+            told = next((line for line in reversed(lines) if line.startswith("error: ")), f"it ended with {ended}")
+            told = told.removeprefix("error: ")
+            raise ChildProcessError(f"{place.name}, {kind}: {told} (all of it: {place / kind}.log)")
+        done.touch()
+
+
+def _table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=_TEXTS)
+
+
+def _training_mean(table: pd.DataFrame, test: str, validation: str) -> dict[str, float]:
+    """Mean of each target over the patients that a fold's model was trained on."""
+    trained = table[~table["fold"].isin([test, validation])]
+    return {name: float(trained[name].mean()) for name in _targets(table)}
+
+
+def _targets(table: pd.DataFrame) -> list[str]:
+    return [name.removesuffix("_predicted") for name in table.columns if name.endswith("_predicted")]
+
+
+def _report(table: pd.DataFrame, out: Path, means: dict[str, dict[str, float]]) -> None:
+    metrics: dict[str, Any] = {}
+    sections = []
+    for target in _targets(table):
+        metrics |= summarise(table, target)
+    if "log_risk" in table.columns:
+        metrics |= _survival(table)
+    _write_json(out / "metrics.json", metrics)
+    for target in _targets(table):
+        mean = np.array([means[fold][target] for fold in table["fold"]])
+        sections += evaluation_sections(out, target, baselines={"Mean of the training patients": mean})
+    if sections:
+        write_report(out / "report.html", title="Cross-validation", sections=sections)
+
+
+def _survival(table: pd.DataFrame) -> dict[str, Any]:
+    """Metrics of a time to event; chances compare between folds, log risks do not: each model has its own zero."""
+    names = list(table.columns)
+    time, event = names[names.index("log_risk") - 2 : names.index("log_risk")]
+    known = table[table[time].notna()]
+    days = [float(name.removeprefix("risk_")) for name in names if name.startswith("risk_")]
+    chance = 1 - known[[f"risk_{day:g}" for day in days]].to_numpy(np.float64)
+    hazard = np.log(-np.log(np.clip(chance[:, -1], 1e-12, 1 - 1e-12)))
+    label = known[[time, event]].to_numpy(np.float64)
+    found = survival_metrics(Forecast(hazard, days, chance), label)
+    numbers = {name: {key: None if np.isnan(v) else v for key, v in asdict(e).items()} for name, e in found.items()}
+    return {time: {"unit": "d", "patients": len(known), "events": int(label[:, 1].sum()), **numbers}}
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    unfinished = path.with_name(path.name + ".part")
+    table.to_csv(unfinished, index=False, float_format="%.7g")
+    unfinished.replace(path)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
+    unfinished.replace(path)

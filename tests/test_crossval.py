@@ -1,0 +1,130 @@
+"""Cross-validation: every patient predicted once by models that did not see it, and the same after an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from monai_mvreg.crossval import Plan, average, crossvalidate
+from monai_mvreg.metrics.survival import concordance
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+TINY: dict[str, Any] = {
+    "spatial_size": [8, 8, 8],
+    "grid": [{"_target_": "monai.transforms.ResizeWithPadOrCropd", "keys": "image", "spatial_size": "@spatial_size"}],
+    "intensity": [{"_target_": "monai.transforms.ScaleIntensityd", "keys": "image", "minv": None, "factor": -0.99}],
+    "augmentation": [],
+    "encoder": {"_target_": "torch.nn.Flatten"},
+    "embedding_size": 512,
+    "pool": {"_target_": "monai_mvreg.networks.pools.MeanPool", "size": "@embedding_size"},
+    "epochs": 2,
+    "batch_size": 4,
+    "device": "$torch.device('cpu')",
+}
+
+
+def study(folder: Path, *, fold: bool = True) -> Path:
+    """18 patients of one scan each; the target is its brightness, and so is, turned round, the time to event."""
+    folder.mkdir()
+    generator, rows = np.random.default_rng(0), []
+    for number in range(18):
+        level = generator.uniform(20, 80)
+        image = generator.normal(level, 1, (8, 8, 8)).astype(np.float32)
+        nib.save(nib.Nifti1Image(image, np.eye(4)), folder / f"{number}.nii")
+        row = {"patient": f"p{number:02d}", "path": f"{number}.nii", "day": 0, "target": round(level, 3)}
+        row |= {"time_to_event": round(10_000 / level, 1), "event": int(number % 4 > 0)}
+        rows.append(row | ({"fold": number % 3} if fold else {}))
+    pd.DataFrame(rows).to_csv(folder / "cohort.csv", index=False)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY | ({} if fold else {"columns#fold": None})))
+    return folder
+
+
+def plan_of(folder: Path, **settings: Any) -> Plan:
+    return Plan(BUNDLE, (folder / "tiny.yaml",), folder, settings)
+
+
+def test_every_patient_is_predicted_once_by_a_model_that_left_it_out(tmp_path: Path) -> None:
+    folder = study(tmp_path / "data")
+    table = crossvalidate(plan_of(folder), tmp_path / "out")
+    assert list(table["patient"]) == [f"p{number:02d}" for number in range(18)]
+    for name in "012":
+        alone = pd.read_csv(tmp_path / f"out/fold-{name}_seed-0/test/predictions.csv").set_index("patient")
+        mine = table[table["fold"] == name].set_index("patient")
+        assert set(alone.index) == set(mine.index)
+        np.testing.assert_allclose(mine["target_predicted"], alone["target_predicted"].loc[mine.index])
+        seen = pd.read_csv(tmp_path / f"out/fold-{name}_seed-0/training/predictions.csv")
+        assert not set(seen["patient"]) & set(mine.index)
+    stored = json.loads((tmp_path / "out/metrics.json").read_text())["target"]
+    assert stored["patients"] == 18 and "Mean of the training patients" in (tmp_path / "out/report.html").read_text()
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}
+    again = crossvalidate(plan_of(folder), tmp_path / "out")
+    pd.testing.assert_frame_equal(again, table)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}
+    with pytest.raises(ValueError, match="a run with other settings: name another folder"):
+        crossvalidate(plan_of(folder, epochs=3), tmp_path / "out")
+
+
+def test_a_cohort_without_folds_gets_balanced_ones_and_a_broken_run_names_its_log(tmp_path: Path) -> None:
+    folder = study(tmp_path / "data", fold=False)
+    with pytest.raises(ChildProcessError, match=r"fold-0_seed-0, train: .* did you mean 'epochs'.*train\.log"):
+        crossvalidate(plan_of(folder, epoch=1), tmp_path / "out", folds=3)
+    settings = json.loads((tmp_path / "out/plan.json").read_text())["settings"]
+    assert settings["folds"] == 3 and isinstance(settings["split_seed"], int)
+    with pytest.raises(ValueError, match="at least 3 folds"):
+        crossvalidate(plan_of(folder), tmp_path / "two", folds=2)
+
+
+def test_predictions_of_several_models_are_averaged_by_patient() -> None:
+    first = pd.DataFrame({"patient": ["a", "b"], "target": [1, 2], "target_predicted": [1.0, 3.0], "unit": "mL"})
+    second = first.iloc[::-1].assign(target_predicted=[5.0, 2.0])
+    assert average([first, second])["target_predicted"].tolist() == [1.5, 4.0]
+    with pytest.raises(ValueError, match="the same patients"):
+        average([first, second.assign(patient=["a", "c"])])
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_with_the_same_table(tmp_path: Path) -> None:
+    folder = study(tmp_path / "data")
+    whole = crossvalidate(plan_of(folder), tmp_path / "whole")
+    command = [sys.executable, "-c", "import sys; from monai_mvreg.cli import main; sys.exit(main())", "crossval"]
+    command += [str(folder / "tiny.yaml"), "--dataset_dir", str(folder), "--out", str(tmp_path / "out")]
+    command += ["--bundle", str(BUNDLE)]
+    for moment in ("fold-0_seed-0/train.log", "fold-0_seed-0/train.done", "fold-1_seed-0/train.log"):
+        run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not (tmp_path / "out" / moment).exists():
+            assert run.poll() is None
+            time.sleep(0.05)
+        time.sleep(2)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    again = pd.read_csv(tmp_path / "out/predictions.csv", dtype={"fold": str})
+    np.testing.assert_allclose(again["target_predicted"], whole["target_predicted"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_survival_is_cross_validated_too(tmp_path: Path) -> None:
+    folder = study(tmp_path / "data")
+    survival = BUNDLE / "configs/survival.yaml"
+    plan = Plan(
+        BUNDLE, (folder / "tiny.yaml", survival), folder, {"horizons": [150, 300], "batch_size": 6, "epochs": 2}
+    )
+    table = crossvalidate(plan, tmp_path / "out", seeds=(0, 1))
+    assert {"log_risk", "risk_150", "risk_300"} <= set(table.columns) and len(table) == 18
+    hazard = np.log(-np.log(1 - table["risk_300"].to_numpy()))
+    expected = concordance(hazard, table[["time_to_event", "event"]].to_numpy(np.float64))
+    found = json.loads((tmp_path / "out/metrics.json").read_text())["time_to_event"]["harrell"]["value"]
+    assert found == pytest.approx(expected, abs=1e-9)

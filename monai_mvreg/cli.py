@@ -9,6 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from monai_mvreg.crossval import Plan
 
 # Everything else is imported inside the verbs: --help must not wait for torch.
 
@@ -94,6 +98,16 @@ def _parser() -> argparse.ArgumentParser:
     crossval.add_argument("--seeds", type=int, default=1, help="trainings of each fold, averaged (default 1)")
     crossval.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the bundle")
     crossval.set_defaults(verb=_crossval)
+
+    compare = verbs.add_parser("compare", help="cross-validate every combination of choices, beside simple baselines")
+    compare.add_argument("grid", type=Path, metavar="GRID", help="YAML: setting, then name and value of each choice")
+    compare.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="files of settings, as in training")
+    compare.add_argument("--dataset_dir", type=Path, required=True, metavar="FOLDER", help="the scans and the table")
+    compare.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for all results")
+    compare.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="default: bundle")
+    compare.add_argument("--seeds", type=int, default=1, help="trainings of each fold, averaged (default 1)")
+    compare.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the bundle")
+    compare.set_defaults(verb=_compare)
 
     split = verbs.add_parser("split", help="add a column `fold` that keeps each patient in one fold")
     split.add_argument("table", type=Path, metavar="TABLE", help="CSV or TSV")
@@ -249,10 +263,10 @@ def _audit(options: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
-def _crossval(options: argparse.Namespace) -> None:
+def _plan(options: argparse.Namespace) -> Plan:
     import yaml
 
-    from monai_mvreg.crossval import Plan, crossvalidate
+    from monai_mvreg.crossval import Plan
 
     if not (options.bundle / "configs/train.yaml").is_file():
         raise FileNotFoundError(f"expected a bundle in {options.bundle}, found no configs/train.yaml: give --bundle")
@@ -262,10 +276,30 @@ def _crossval(options: argparse.Namespace) -> None:
         if not equals:
             raise ValueError(f"expected --set NAME=VALUE, got {setting!r}")
         settings[name] = yaml.safe_load(value)
-    plan = Plan(options.bundle.resolve(), tuple(options.configs), options.dataset_dir.resolve(), settings)
-    table = crossvalidate(plan, options.out, folds=options.folds, seeds=range(options.seeds))
+    configs = tuple(path.resolve() for path in options.configs)
+    return Plan(options.bundle.resolve(), configs, options.dataset_dir.resolve(), settings)
+
+
+def _crossval(options: argparse.Namespace) -> None:
+    from monai_mvreg.crossval import crossvalidate
+
+    table = crossvalidate(_plan(options), options.out, folds=options.folds, seeds=range(options.seeds))
     print(f"\n{options.out}: {len(table)} patients, each predicted by models that did not see the patient")
     print((options.out / "metrics.json").read_text(encoding="utf-8"))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    import yaml
+
+    from monai_mvreg.compare import compare
+
+    grid = yaml.safe_load(options.grid.read_text(encoding="utf-8"))
+    if not isinstance(grid, dict):
+        raise ValueError(f"{options.grid}: expected settings, each with names and values of its choices")
+    table = compare(_plan(options), grid, options.out, seeds=range(options.seeds))
+    print("\n" + table.to_string(index=False, float_format=lambda number: f"{number:.4g}"))
+    print(f"\n{options.out / 'comparison.csv'}: a choice is better than no scan where its whole interval")
+    print("(minus_..._low to minus_..._high) lies on one side of zero")
 
 
 def _split(options: argparse.Namespace) -> None:

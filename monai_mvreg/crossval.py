@@ -23,6 +23,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.cohort.split import balanced_seed
 from monai_mvreg.cohort.table import Cohort
+from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.metrics.survival import Forecast, survival_metrics
 from monai_mvreg.report.evaluation import evaluation_sections, summarise
 from monai_mvreg.report.page import write_report
@@ -192,18 +193,29 @@ def _report(table: pd.DataFrame, out: Path, means: dict[str, dict[str, float]]) 
         write_report(out / "report.html", title="Cross-validation", sections=sections)
 
 
+def log_hazard(table: pd.DataFrame) -> Array:
+    """The log cumulative hazard ``(P,)`` at the last horizon: a risk that compares between the models of folds.
+
+    Their log risks do not: each has its own zero.
+
+    Args:
+        table: predictions of a time to event, with ``risk_<day>``.
+    """
+    last = [name for name in table.columns if name.startswith("risk_")][-1]
+    chance = np.clip(1 - table[last].to_numpy(np.float64), 1e-12, 1 - 1e-12)
+    return np.asarray(np.log(-np.log(chance)))
+
+
 def _survival(table: pd.DataFrame) -> dict[str, Any]:
-    """Metrics of a time to event; chances compare between folds, log risks do not: each model has its own zero."""
+    """What ``metrics.json`` holds of a time to event."""
     names = list(table.columns)
     time, event = names[names.index("log_risk") - 2 : names.index("log_risk")]
-    known = table[table[time].notna()]
     days = [float(name.removeprefix("risk_")) for name in names if name.startswith("risk_")]
-    chance = 1 - known[[f"risk_{day:g}" for day in days]].to_numpy(np.float64)
-    hazard = np.log(-np.log(np.clip(chance[:, -1], 1e-12, 1 - 1e-12)))
-    label = known[[time, event]].to_numpy(np.float64)
-    found = survival_metrics(Forecast(hazard, days, chance), label)
+    chance = 1 - table[[f"risk_{day:g}" for day in days]].to_numpy(np.float64)
+    label = table[[time, event]].to_numpy(np.float64)
+    found = survival_metrics(Forecast(log_hazard(table), days, chance), label)
     numbers = {name: {key: None if np.isnan(v) else v for key, v in asdict(e).items()} for name, e in found.items()}
-    return {time: {"unit": "d", "patients": len(known), "events": int(label[:, 1].sum()), **numbers}}
+    return {time: {"unit": "d", "patients": len(table), "events": int(label[:, 1].sum()), **numbers}}
 
 
 def _write(table: pd.DataFrame, path: Path) -> None:

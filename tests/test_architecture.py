@@ -18,10 +18,22 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init_
 # The rooms, each with the rooms it may import: all of them lie further down in this table.
 ROOMS: dict[str, set[str]] = {
     "cli": {
-        *("deploy", "crossval", "report", "predict", "explain", "demo", "cohort", "transforms", "calibration"),
+        *(
+            "deploy",
+            "compare",
+            "crossval",
+            "report",
+            "predict",
+            "explain",
+            "demo",
+            "cohort",
+            "transforms",
+            "calibration",
+        ),
         *("handlers", "data", "workflow", "scans", "networks", "losses", "metrics"),
     },
     "deploy": {"report", "predict", "explain", "cohort", "transforms", "data", "scans", "networks"},
+    "compare": {"crossval", "cohort", "losses", "metrics"},
     "crossval": {"report", "predict", "cohort", "calibration", "metrics"},
     "demo": {"report", "cohort", "scans", "metrics"},
     "explain": {"predict", "data", "networks"},

@@ -1,0 +1,133 @@
+"""Comparison: what needs no network is right, and every choice stands beside it on the same patients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.linear_model
+from sksurv.linear_model import CoxPHSurvivalAnalysis
+from sksurv.util import Surv
+from test_crossval import plan_of, study
+
+from monai_mvreg import compare as module
+from monai_mvreg.cohort.table import Cohort, Patient
+from monai_mvreg.compare import BASELINES, choices, compare
+from monai_mvreg.crossval import Plan
+
+GRID = {"dropout": {"none": 0.0, "half": 0.5}}
+
+
+def cohort_of(patients: int) -> tuple[Cohort, pd.DataFrame]:
+    """Age and a missing number decide the target; the fourth part of the patients is in each fold."""
+    generator = np.random.default_rng(0)
+    age = generator.normal(60, 10, patients)
+    other = np.where(generator.uniform(size=patients) < 0.2, np.nan, generator.normal(size=patients))
+    target = 0.5 * age + 3 * np.nan_to_num(other) + generator.normal(size=patients)
+    keys = [f"p{number:03d}" for number in range(patients)]
+    rows = zip(keys, target, age, other, strict=True)
+    people = tuple(Patient(key, (), (), (), (float(y),), (float(a), float(o))) for key, y, a, o in rows)
+    table = pd.DataFrame({"patient": keys, "fold": [str(number % 4) for number in range(patients)], "volume": target})
+    return Cohort(people, ("volume",), "mL", (), ("age", "other")), table
+
+
+def cross_validated(monkeypatch: pytest.MonkeyPatch, cohort: Cohort, tables: dict[str, pd.DataFrame]) -> list[Plan]:
+    """Stand in for the runs of the bundle, which have tests of their own."""
+    seen: list[Plan] = []
+
+    def run(plan: Plan, out: Path, *, seeds: Any) -> pd.DataFrame:
+        seen.append(plan)
+        return tables[out.name]
+
+    monkeypatch.setattr(module, "crossvalidate", run)
+    monkeypatch.setattr(Plan, "cohort", lambda plan: cohort)
+    return seen
+
+
+def test_every_combination_and_the_baselines_are_compared_on_the_same_patients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort, table = cohort_of(200)
+    generator = np.random.default_rng(1)
+    spread = {"none": 1.0, "half": 4.0, "last-scan-alone": 8.0, "mean-of-scans": 6.0}
+    tables = {
+        name: table.assign(volume_predicted=table["volume"] + width * generator.normal(size=200))
+        for name, width in spread.items()
+    }
+    seen = cross_validated(monkeypatch, cohort, tables)
+    found = compare(Plan(tmp_path, (), tmp_path, {"epochs": 2}), GRID, tmp_path).set_index("choice")
+    assert [plan.settings for plan in seen[:2]] == [{"epochs": 2, "dropout": 0.0}, {"epochs": 2, "dropout": 0.5}]
+    assert seen[2].settings["pool"] == BASELINES["last scan alone"]["pool"]
+    assert found.index[0] == "none" and set(found.index) == {
+        *("none", "half", "last scan alone", "mean of scans", "covariates alone", "mean of the training patients")
+    }
+    assert found.loc["none", "minus_mean_high"] < 0 < found.loc["last scan alone", "minus_mean_high"]
+    assert found.loc["covariates alone", "r2"] > 0.9
+    assert pd.read_csv(tmp_path / "comparison.csv")["choice"].tolist() == found.index.tolist()
+
+
+def test_the_mean_and_ridge_of_a_fold_know_only_its_training_patients() -> None:
+    _, table = cohort_of(80)
+    seen = []
+
+    def predict(train: np.ndarray) -> np.ndarray:
+        seen.append(set(table["fold"][train]))
+        return np.arange(80.0)
+
+    assert module._by_fold(table, predict).tolist() == list(range(80))
+    assert seen == [{"2", "3"}, {"0", "3"}, {"0", "1"}, {"1", "2"}]
+
+
+def test_ridge_equals_scikit_learn_at_the_strength_that_it_chose() -> None:
+    cohort, table = cohort_of(120)
+    target, train = table["volume"].to_numpy(), np.arange(120) < 80
+    features = module._scaled(np.array([patient.covariates for patient in cohort.patients]), train)
+    ours = module._ridge(features, target, train)
+    models = [sklearn.linear_model.Ridge(alpha=alpha * 80) for alpha in module._STRENGTHS]
+    theirs = [model.fit(features[train], target[train]).predict(features) for model in models]
+    assert min(np.abs(found - ours).max() for found in theirs) < 1e-8
+
+
+def test_the_penalised_cox_model_equals_that_of_scikit_survival() -> None:
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(150, 3))
+    time = np.exp(-features @ [1.0, -0.5, 0] + generator.gumbel(size=150)).round(2) + 0.01
+    label = np.stack([time, generator.uniform(size=150) < 0.7], 1).astype(np.float64)
+    ours = module._cox(features, label, np.ones(150, dtype=bool), strength=0.05)
+    model = CoxPHSurvivalAnalysis(alpha=2 * 0.05 * label[:, 1].sum(), ties="efron", tol=1e-12)
+    theirs = model.fit(features, Surv.from_arrays(label[:, 1] > 0, time)).coef_
+    np.testing.assert_allclose(ours, features @ theirs, atol=1e-4)
+
+
+def test_times_are_compared_by_concordance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cohort, table = cohort_of(200)
+    generator = np.random.default_rng(2)
+    risk = generator.normal(size=200)
+    time = 1000 * np.exp(-risk + generator.gumbel(size=200))
+    table = table.drop(columns="volume").assign(days_left=time, event=1, log_risk=0.0)
+    right, wrong = 1 - np.exp(-np.exp(risk)), generator.uniform(0.1, 0.9, 200)
+    tables = {name: table.assign(risk_300=right, risk_900=right) for name in ("none", "mean-of-scans")}
+    tables |= {name: table.assign(risk_300=wrong, risk_900=wrong) for name in ("half", "last-scan-alone")}
+    cross_validated(monkeypatch, cohort, tables)
+    found = compare(Plan(tmp_path, (), tmp_path, {}), GRID, tmp_path).set_index("choice")
+    assert found.loc["Kaplan-Meier", "concordance"] == 0.5 and found.loc["none", "minus_chance_low"] > 0
+    assert found.loc["half", "minus_chance_low"] < 0 < found.loc["half", "minus_chance_high"]
+    assert "covariates alone" in found.index
+
+
+def test_a_grid_that_names_no_choices_is_refused() -> None:
+    with pytest.raises(ValueError, match="a name and a value for each choice of 'dropout'"):
+        choices({"dropout": [0.1, 0.2]})  # type: ignore[dict-item]
+
+
+@pytest.mark.slow
+def test_a_comparison_runs_the_bundle_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    folder = study(tmp_path / "data")
+    table = compare(plan_of(folder), {"dropout": {"none": 0.0}}, tmp_path / "out")
+    assert set(table["choice"]) == {"none", "last scan alone", "mean of scans", "mean of the training patients"}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}
+    pd.testing.assert_frame_equal(compare(plan_of(folder), {"dropout": {"none": 0.0}}, tmp_path / "out"), table)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}

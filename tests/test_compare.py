@@ -91,6 +91,17 @@ def test_ridge_equals_scikit_learn_at_the_strength_that_it_chose() -> None:
     assert min(np.abs(found - ours).max() for found in theirs) < 1e-8
 
 
+def test_the_strength_of_ridge_is_that_of_the_least_error_of_leaving_one_out() -> None:
+    generator = np.random.default_rng(3)
+    features = generator.normal(size=(40, 30))
+    target = features[:, 0] + 2 * generator.normal(size=40)
+    everybody = np.ones(40, dtype=bool)
+    theirs = sklearn.linear_model.RidgeCV(alphas=module._STRENGTHS * 40).fit(features - features.mean(0), target)
+    expected = theirs.predict(features - features.mean(0))
+    assert theirs.alpha_ > module._STRENGTHS[0] * 40
+    np.testing.assert_allclose(module._ridge(features, target, everybody), expected, atol=1e-8)
+
+
 def test_the_penalised_cox_model_equals_that_of_scikit_survival() -> None:
     generator = np.random.default_rng(0)
     features = generator.normal(size=(150, 3))

@@ -15,6 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from monai_mvreg.calibration import fit_interval
+from monai_mvreg.metrics.regression import difference
+
 ROOT = Path(__file__).parents[2]
 PACKS = ROOT.parent / "shared" / "data"
 POOLS = "monai_mvreg.networks.pools"
@@ -47,6 +50,7 @@ RUNS = {
     "hippo mean, mean pool": Run("hippo3d_bags", "mean_mm3", (), 130.0),
     "hippo sum, sum pool": Run("hippo3d_bags", "sum_mm3", (*SUM, "--learning_rate", "0.03"), 560.0),
     "oasis brain volume, gated attention": Run("oasis2_long", "nwbv_last", (), 0.0181),
+    "growth rate, trend pool": Run("growth3d", "v_mm_per_year", (), 4.5),
 }
 
 
@@ -67,7 +71,9 @@ def test_the_validation_error_of_the_benchmark_is_reached(name: str, tmp_path: P
     assert bundle_run("train", RUNS[name], tmp_path)["mae"] <= RUNS[name].mae
 
 
-@pytest.mark.parametrize("name", ["digits last, LSTM", "digits delta, LSTM", "digits slope, trend pool"])
+@pytest.mark.parametrize(
+    "name", ["digits last, LSTM", "digits delta, LSTM", "digits slope, trend pool", "growth rate, trend pool"]
+)
 def test_shuffled_dates_destroy_what_needs_dates(name: str, tmp_path: Path) -> None:
     run = RUNS[name]
     true = bundle_run("train", run, tmp_path)["mae"]
@@ -83,3 +89,27 @@ def test_shuffled_dates_destroy_what_needs_dates(name: str, tmp_path: Path) -> N
 
 def test_mean_pooling_cannot_know_the_last_digit(tmp_path: Path) -> None:
     assert bundle_run("train", Run("digits_bags", "last", (), 0.0), tmp_path)["mae"] > 1.8
+
+
+def test_mean_pooling_cannot_know_the_growth_rate(tmp_path: Path) -> None:
+    run = Run("growth3d", "v_mm_per_year", ("--pool#_target_", f"{POOLS}.MeanPool"), 0.0)
+    assert bundle_run("train", run, tmp_path)["mae"] > 7.5
+
+
+def test_both_knees_tell_more_than_one_and_their_intervals_hold(tmp_path: Path) -> None:
+    run = Run("knee_kl", "kl_max", (), 0.65)
+    assert bundle_run("train", run, tmp_path)["mae"] <= run.mae
+    both = pd.read_csv(tmp_path / "predictions.csv").sort_values("patient")
+    table = pd.read_csv(PACKS / run.pack / "manifest.csv")
+    table[table["view"] == "left"].to_csv(tmp_path / "left.csv", index=False)
+    bundle_run("evaluate", run, tmp_path, "--cohort_file", str(tmp_path / "left.csv"))
+    one = pd.read_csv(tmp_path / "predictions.csv").sort_values("patient")
+    pred, target = both["kl_max_predicted"].to_numpy(), both["kl_max"].to_numpy(np.float64)
+    assert difference(pred, one["kl_max_predicted"].to_numpy(), target).high < 0
+    held = []
+    for seed in range(20):
+        order = np.random.default_rng(seed).permutation(len(pred))
+        known, new = order[: len(order) // 2], order[len(order) // 2 :]
+        low, high = fit_interval(pred[known], target[known], confidence=0.9).around(pred[new])
+        held.append(((target[new] >= low) & (target[new] <= high)).mean())
+    assert 0.88 <= np.mean(held) <= 0.92

@@ -32,3 +32,7 @@ def test_numbers_are_rounded_to_three_digits(value: float, text: str, tmp_path: 
     section = page.Section("Numbers", "", table=pd.DataFrame({"name": ["a"], "value": [value]}))
     html = page.write_report(tmp_path / "report.html", title="", sections=[section]).read_text("utf-8")
     assert f"<td>{text}</td>" in html
+
+
+def test_few_patients_are_a_warning_and_many_none() -> None:
+    assert "These are 7 patients only" in page.caution(7) and page.caution(20) == ""

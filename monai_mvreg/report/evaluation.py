@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from monai_mvreg.metrics.bootstrap import Estimate
 from monai_mvreg.metrics.regression import cohort_metrics, difference, limits_of_agreement, mean_absolute_error
-from monai_mvreg.report.page import INK, QUIET, Section, calm, rounded, span, value, write_report
+from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, rounded, span, value, write_report
 
 _log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float64]
@@ -249,7 +249,7 @@ def _summary(stored: dict[str, Any], limits: tuple[float, float, float]) -> Sect
         f"{value(found['mae'].value, unit)} on average; with other patients of the same kind this would probably be "
         f"{span(found['mae'], unit)}. {share}\n\nOn average the prediction was {value(abs(bias), unit)} too "
         f"{'high' if bias > 0 else 'low'}. For about 95 of 100 patients, predicted minus measured value is expected "
-        f"between {value(low)} and {value(high, unit)}."
+        f"between {value(low)} and {value(high, unit)}.{caution(stored['patients'])}"
     )
     cells = []
     for name, label in _MEASURES.items():

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from monai_mvreg.metrics.bootstrap import Estimate
 
 INK, QUIET = "#1f4e79", "#4a4a4a"
+_FEW = 20  # patients: below, percentile intervals of the bootstrap miss the truth far more often than they say
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,13 @@ def value(value: float, unit: str = "1") -> str:
 def span(estimate: Estimate, unit: str = "1") -> str:
     """The interval of an estimate in words."""
     return f"{rounded(estimate.low)} to {value(estimate.high, unit)}" if math.isfinite(estimate.low) else "not defined"
+
+
+def caution(patients: int) -> str:
+    """A warning for few patients, from whom resamples cannot show how much others would differ; else nothing."""
+    if patients >= _FEW:
+        return ""
+    return f" These are {patients} patients only: intervals from so few are too narrow, and nothing is shown by them."
 
 
 def calm(axes: Any, x: str, y: str, unit: str = "1") -> None:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from monai_mvreg.calibration import Baseline, fit_baseline, read_part, write_part
 from monai_mvreg.metrics.bootstrap import Array, Estimate
 from monai_mvreg.metrics.survival import Forecast, d_calibration, kaplan_meier, survival_differences, survival_metrics
-from monai_mvreg.report.page import QUIET, Section, calm, rounded, span, write_report
+from monai_mvreg.report.page import QUIET, Section, calm, caution, rounded, span, write_report
 
 _log = logging.getLogger(__name__)
 _GROUPS = ("lowest third of risk", "middle third", "highest third")
@@ -186,7 +186,7 @@ def _summary(stored: dict[str, Any], horizons: Sequence[float]) -> Section:
         f"In {stored['patients']} patients with {stored['events']} events{left_out}, the one with the higher risk had "
         f"the event first in {rounded(100 * order.value)} of 100 pairs whose order is known; with other patients of "
         f"the same kind this would probably be {span(_times(order, 100))}. {worth}\n\nThe observed times {truth} the "
-        f"predicted chances (D-calibration, p = {rounded(p)})."
+        f"predicted chances (D-calibration, p = {rounded(p)}).{caution(stored['patients'])}"
     )
     rows = [("Concordance (Harrell)", "harrell"), (f"Concordance up to day {horizons[-1]:g} (Uno)", "uno")]
     for day in horizons:

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # a config wraps what its parts raise
         from monai_mvreg.workflow import user_error
 
         # A file that is missing, in the way or not allowed is named by the error, wherever it was raised.
@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     crossval.add_argument("--folds", type=int, default=5, help="where the table has no folds (default 5)")
     crossval.add_argument("--seeds", type=int, default=1, help="trainings of each fold, averaged (default 1)")
     crossval.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the bundle")
+    crossval.add_argument("--permute", type=int, metavar="SEED", help="shuffle labels: what is then found is a leak")
     crossval.set_defaults(verb=_crossval)
 
     compare = verbs.add_parser("compare", help="cross-validate every combination of choices, beside simple baselines")
@@ -283,8 +284,13 @@ def _plan(options: argparse.Namespace) -> Plan:
 def _crossval(options: argparse.Namespace) -> None:
     from monai_mvreg.crossval import crossvalidate
 
-    table = crossvalidate(_plan(options), options.out, folds=options.folds, seeds=range(options.seeds))
+    plan = _plan(options)
+    if options.permute is not None:
+        plan = plan.permuted(options.out.resolve() / "permuted.csv", seed=options.permute)
+    table = crossvalidate(plan, options.out, folds=options.folds, seeds=range(options.seeds))
     print(f"\n{options.out}: {len(table)} patients, each predicted by models that did not see the patient")
+    if options.permute is not None:
+        print("Labels were shuffled: whatever is better than the mean of the training patients comes from a leak.")
     print((options.out / "metrics.json").read_text(encoding="utf-8"))
 
 

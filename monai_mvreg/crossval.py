@@ -22,7 +22,7 @@ from monai.bundle import ConfigParser
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.cohort.split import balanced_seed
-from monai_mvreg.cohort.table import Cohort
+from monai_mvreg.cohort.table import Cohort, TableRows
 from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.metrics.survival import Forecast, survival_metrics
 from monai_mvreg.report.evaluation import evaluation_sections, summarise
@@ -54,13 +54,34 @@ class Plan:
         command += ["--bundle_root", str(self.bundle), "--dataset_dir", str(self.dataset)]
         return command + [part for name, value in self.settings.items() for part in (f"--{name}", str(value))]
 
-    def cohort(self) -> Cohort:
-        """The patients as the training would read them."""
+    def read(self, setting: str) -> Any:
+        """A setting as the training would read it, such as ``patients``."""
         parser = ConfigParser()
         parser.read_config([str(self.bundle / "configs/train.yaml"), *map(str, self.configs)])
         parser.update({"bundle_root": str(self.bundle), "dataset_dir": str(self.dataset), **self.settings})
-        cohort: Cohort = parser.get_parsed_content("patients")
+        return parser.get_parsed_content(setting)
+
+    def cohort(self) -> Cohort:
+        """The patients as the training would read them."""
+        cohort: Cohort = self.read("patients")
         return cohort
+
+    def permuted(self, table: Path, *, seed: int) -> Plan:
+        """The same plan with the labels shuffled between patients: all that it still finds is a leak.
+
+        Args:
+            table: where to write the table with the shuffled labels.
+            seed: of the shuffling.
+        """
+        setting = "outcomes_file" if self.read("outcomes_file") else "cohort_file"
+        rows, columns = TableRows(Path(self.read(setting))), self.read("columns")
+        names = [*columns.target, *([columns.event] if columns.event else [])]
+        first = rows.frame.drop_duplicates(columns.patient)
+        drawn = first[names].sample(frac=1, random_state=seed).set_axis(first[columns.patient], axis=0)
+        table.parent.mkdir(parents=True, exist_ok=True)
+        shuffled = rows.frame.assign(**{name: rows.frame[columns.patient].map(drawn[name]) for name in names})
+        shuffled.to_csv(table, index=False)
+        return replace(self, settings={**self.settings, setting: str(table)})
 
 
 def crossvalidate(plan: Plan, out: Path, *, folds: int = 5, seeds: Sequence[int] = (0,)) -> pd.DataFrame:

@@ -286,3 +286,18 @@ def test_bids_lists_a_data_set_and_refuses_what_is_none(
     assert "expected a new file" in mistake(capsys, "bids", tmp_path / "study", "--out", table)
     assert "participants.tsv" in mistake(capsys, "bids", tmp_path, "--out", tmp_path / "new.csv")
     assert "expected a folder" in mistake(capsys, "bids", tmp_path / "none", "--out", tmp_path / "new.csv")
+
+
+def test_a_cross_validation_of_nothing_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(__file__).parents[1] / "bundle"
+    arguments: list[object] = ["crossval", "--dataset_dir", tmp_path, "--out", tmp_path / "cv"]
+    assert "found no configs/train.yaml: give --bundle" in mistake(capsys, *arguments, "--bundle", tmp_path)
+    assert "cohort.csv" in mistake(capsys, *arguments, "--bundle", bundle)
+    assert "expected --set NAME=VALUE, got 'epochs'" in mistake(
+        capsys, *arguments, "--bundle", bundle, "--set", "epochs"
+    )
+    (tmp_path / "g.yaml").write_text("- a\n")
+    compare = ["compare", tmp_path / "g.yaml", *arguments[1:], "--bundle", bundle]
+    assert "expected settings, each with names" in mistake(capsys, *compare)

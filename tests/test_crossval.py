@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,34 @@ def test_predictions_of_several_models_are_averaged_by_patient() -> None:
     assert average([first, second])["target_predicted"].tolist() == [1.5, 4.0]
     with pytest.raises(ValueError, match="the same patients"):
         average([first, second.assign(patient=["a", "c"])])
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in the table of scans", "in a table of outcomes"])
+def test_shuffled_labels_are_those_of_other_patients_and_nothing_else_changes(apart: bool, tmp_path: Path) -> None:
+    folder = study(tmp_path / "data")
+    rows = pd.read_csv(folder / "cohort.csv")
+    for path in rows["path"]:
+        shutil.copy(folder / path, folder / f"later_{path}")
+    rows = pd.concat([rows, rows.assign(path="later_" + rows["path"], day=9)])  # two scans each
+    rows.to_csv(folder / "cohort.csv", index=False)
+    settings = {}
+    if apart:
+        rows.drop_duplicates("patient").drop(columns=["path", "day"]).to_csv(tmp_path / "outcomes.csv", index=False)
+        settings["outcomes_file"] = str(tmp_path / "outcomes.csv")
+    plan = plan_of(folder, **settings)
+    shuffled = plan.permuted(tmp_path / "permuted.csv", seed=1)
+    before, after = plan.cohort().patients, shuffled.cohort().patients
+    assert [(p.key, p.scans, p.days, p.fold) for p in before] == [(p.key, p.scans, p.days, p.fold) for p in after]
+    assert sorted(p.target for p in before) == sorted(p.target for p in after)
+    assert sum(a.target == b.target for a, b in zip(before, after, strict=True)) < 5
+    assert shuffled.permuted(tmp_path / "again.csv", seed=2).cohort().patients != after
+
+
+@pytest.mark.slow
+def test_shuffled_labels_fall_to_the_mean(tmp_path: Path) -> None:
+    plan = plan_of(study(tmp_path / "data")).permuted(tmp_path / "out/permuted.csv", seed=0)
+    crossvalidate(plan, tmp_path / "out")
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["target"]["r2"]["low"] < 0
 
 
 @pytest.mark.slow

@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     crossval.add_argument("--seeds", type=int, default=1, help="trainings of each fold, averaged (default 1)")
     crossval.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the bundle")
     crossval.add_argument("--permute", type=int, metavar="SEED", help="shuffle labels: what is then found is a leak")
+    crossval.add_argument("--predict", type=Path, metavar="FILE", help="a table of new patients, for all models' mean")
     crossval.set_defaults(verb=_crossval)
 
     compare = verbs.add_parser("compare", help="cross-validate every combination of choices, beside simple baselines")
@@ -282,7 +283,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _crossval(options: argparse.Namespace) -> None:
-    from monai_mvreg.crossval import crossvalidate
+    from monai_mvreg.crossval import crossvalidate, predict_new
 
     plan = _plan(options)
     if options.permute is not None:
@@ -292,6 +293,9 @@ def _crossval(options: argparse.Namespace) -> None:
     if options.permute is not None:
         print("Labels were shuffled: whatever is better than the mean of the training patients comes from a leak.")
     print((options.out / "metrics.json").read_text(encoding="utf-8"))
+    if options.predict is not None:
+        new = predict_new(plan, options.out, options.predict.resolve())
+        print(f"{options.out / 'new_predictions.csv'}: {len(new)} new patients, by the mean of all models")
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -127,6 +127,32 @@ def crossvalidate(plan: Plan, out: Path, *, folds: int = 5, seeds: Sequence[int]
     return table
 
 
+def predict_new(plan: Plan, out: Path, table: Path) -> pd.DataFrame:
+    """Predict new patients by the mean of all models of a cross-validation, and write ``new_predictions.csv``.
+
+    Args:
+        plan: as it was cross-validated.
+        out: the folder of its results.
+        table: one row per scan of the new patients.
+
+    Returns:
+        One row per patient.
+
+    Raises:
+        FileNotFoundError: if no model is there.
+        ChildProcessError: if a run of the bundle ends with an error.
+    """
+    places = sorted(done.parent for done in out.glob("fold-*_seed-*/train.done"))
+    if not places:
+        raise FileNotFoundError(f"expected the models of a cross-validation in {out}, found none")
+    for place in tqdm(places, "models", unit="model", disable=None):
+        own = {"model_dir": str(place / "models"), "output_dir": str(place / "new"), "cohort_file": str(table)}
+        _run(replace(plan, settings={**plan.settings, **own}), "inference", place)
+    found = average([_table(place / "new/predictions.csv") for place in places])
+    _write(found, out / "new_predictions.csv")
+    return found
+
+
 def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Average the predictions of several models for the same patients.
 
@@ -174,15 +200,18 @@ def _run_fold(plan: Plan, place: Path, settings: dict[str, Any], fold: str) -> N
             continue
         if kind == "train":  # what an interrupted one left
             shutil.rmtree(place / "models", ignore_errors=True)
-        command = replace(plan, settings={**plan.settings, **own}).arguments(kind)
-        with (place / f"{kind}.log").open("w", encoding="utf-8") as log:
-            ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-        if ended:
-            lines = (place / f"{kind}.log").read_text(encoding="utf-8", errors="replace").split("\n")
-            told = next((line for line in reversed(lines) if line.startswith("error: ")), f"it ended with {ended}")
-            told = told.removeprefix("error: ")
-            raise ChildProcessError(f"{place.name}, {kind}: {told} (all of it: {place / kind}.log)")
+        _run(replace(plan, settings={**plan.settings, **own}), kind, place)
         done.touch()
+
+
+def _run(plan: Plan, kind: str, place: Path) -> None:
+    """Run one config of the bundle, with its output in a log."""
+    with (place / f"{kind}.log").open("w", encoding="utf-8") as log:
+        ended = subprocess.run(plan.arguments(kind), stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    if ended:
+        lines = (place / f"{kind}.log").read_text(encoding="utf-8", errors="replace").split("\n")
+        told = next((line for line in reversed(lines) if line.startswith("error: ")), f"it ended with {ended}")
+        raise ChildProcessError(f"{place.name}, {kind}: {told.removeprefix('error: ')} (all of it: {place / kind}.log)")
 
 
 def _table(path: Path) -> pd.DataFrame:

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from monai_mvreg.crossval import Plan, average, crossvalidate
+from monai_mvreg.crossval import Plan, average, crossvalidate, predict_new
 from monai_mvreg.metrics.survival import concordance
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -69,6 +69,14 @@ def test_every_patient_is_predicted_once_by_a_model_that_left_it_out(tmp_path: P
         assert not set(seen["patient"]) & set(mine.index)
     stored = json.loads((tmp_path / "out/metrics.json").read_text())["target"]
     assert stored["patients"] == 18 and "Mean of the training patients" in (tmp_path / "out/report.html").read_text()
+
+    pd.read_csv(folder / "cohort.csv")[["patient", "path", "day"]].to_csv(tmp_path / "new.csv", index=False)
+    new = predict_new(plan_of(folder), tmp_path / "out", tmp_path / "new.csv")
+    models = [pd.read_csv(path) for path in sorted((tmp_path / "out").glob("fold-*/new/predictions.csv"))]
+    assert len(models) == 3 and len(new) == 18
+    np.testing.assert_allclose(
+        new["target_predicted"], np.mean([model["target_predicted"] for model in models], axis=0), rtol=1e-6
+    )
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}
     again = crossvalidate(plan_of(folder), tmp_path / "out")

@@ -182,12 +182,12 @@ def scans_of(
     for uid, slices in found.series.items():
         tail = f"series ...{uid[-12:]}"
         try:
-            for what, found_ in (
+            for what, names in (
                 ("PatientID", {s.file.patient for s in slices}),
                 ("study", {s.file.study for s in slices}),
             ):
-                if len(found_) > 1:
-                    raise ScanError(f"expected one {what} in a series, got {len(found_)}")
+                if len(names) > 1:
+                    raise ScanError(f"expected one {what} in a series, got {len(names)}")
             stacks = find_stacks(slices, resample=resample)
         except ScanError as error:
             left.append(LeftOut(_common([s.file for s in slices]), f"{tail}: {error}"))

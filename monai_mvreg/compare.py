@@ -146,12 +146,11 @@ def _scaled(values: Array, train: Array) -> Array:
 
 
 def _by_fold(table: pd.DataFrame, predict: Callable[[Array], Array]) -> Array:
-    """Predict each fold from the patients that its network was trained on: all but those of it and of the next one."""
-    folds = table["fold"].to_numpy()
-    names, found = sorted(set(folds)), np.zeros(len(table))
-    for at, name in enumerate(names):
+    """Predict each fold from the patients of all others."""
+    folds, found = table["fold"].to_numpy(), np.zeros(len(table))
+    for name in sorted(set(folds)):
         test = folds == name
-        found[test] = predict(~test & (folds != names[(at + 1) % len(names)]))[test]
+        found[test] = predict(~test)[test]
     return found
 
 

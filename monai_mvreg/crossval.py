@@ -1,16 +1,18 @@
 """Cohort -> folds -> one bundle run each -> a prediction for every patient by models that never saw the patient.
 
-A run trains on all folds but two: one chooses the epoch, the other is predicted. Whatever is finished stays: a
+A run trains on all folds but two: one chooses the epoch, the other is predicted. With several seeds another fold
+chooses each time, so that together they learn from every patient but the predicted ones. Whatever is finished stays: a
 cross-validation that was killed goes on where it stood, and one with other settings is refused.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,9 @@ class Plan:
         files = [self.bundle / f"configs/{kind}.yaml", *self.configs]
         command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str([str(file) for file in files])]
         command += ["--bundle_root", str(self.bundle), "--dataset_dir", str(self.dataset)]
-        return command + [part for name, value in self.settings.items() for part in (f"--{name}", str(value))]
+        # A setting of None would be taken for one that was not given.
+        texts = {name: "$None" if value is None else str(value) for name, value in self.settings.items()}
+        return command + [part for name, text in texts.items() for part in (f"--{name}", text)]
 
     def read(self, setting: str) -> Any:
         """A setting as the training would read it, such as ``patients``."""
@@ -113,17 +117,16 @@ def crossvalidate(plan: Plan, out: Path, *, folds: int = 5, seeds: Sequence[int]
         raise ValueError(f"expected at least 3 folds, to train, to choose the epoch and to test, got {names}")
     out.mkdir(parents=True, exist_ok=True)
     _same_plan(out / "plan.json", plan, names, settings)
-    runs = [(fold, seed) for fold in range(len(names)) for seed in seeds]
-    for fold, seed in tqdm(runs, "folds", unit="run", disable=None):
-        left_out = {"test_folds": [names[fold]], "validation_folds": [names[(fold + 1) % len(names)]], "seed": seed}
-        _run_fold(plan, out / f"fold-{names[fold]}_seed-{seed}", {**settings, **left_out}, names[fold])
+    runs = [(test, other, seed) for test in names for other, seed in zip(_others(names, test), seeds, strict=False)]
+    for test, validation, seed in tqdm(runs, "folds", unit="run", disable=None):
+        left_out = {"test_folds": [test], "validation_folds": [validation], "seed": seed}
+        _run_fold(plan, out / f"fold-{test}_seed-{seed}", {**settings, **left_out}, test)
     parts = [
         average([_table(out / f"fold-{name}_seed-{seed}/test/predictions.csv") for seed in seeds]) for name in names
     ]
     table = pd.concat(parts, ignore_index=True).sort_values("patient", ignore_index=True)
     _write(table, out / "predictions.csv")
-    means = [_training_mean(table, name, names[(at + 1) % len(names)]) for at, name in enumerate(names)]
-    _report(table, out, dict(zip(names, means, strict=True)))
+    _report(table, out)
     return table
 
 
@@ -218,17 +221,17 @@ def _table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=_TEXTS)
 
 
-def _training_mean(table: pd.DataFrame, test: str, validation: str) -> dict[str, float]:
-    """Mean of each target over the patients that a fold's model was trained on."""
-    trained = table[~table["fold"].isin([test, validation])]
-    return {name: float(trained[name].mean()) for name in _targets(table)}
+def _others(names: Sequence[str], test: str) -> Iterator[str]:
+    """The folds behind one, in turn, without end: that which chooses the epoch in each run that tests the one."""
+    at = names.index(test)
+    return itertools.cycle([*names[at + 1 :], *names[:at]])
 
 
 def _targets(table: pd.DataFrame) -> list[str]:
     return [name.removesuffix("_predicted") for name in table.columns if name.endswith("_predicted")]
 
 
-def _report(table: pd.DataFrame, out: Path, means: dict[str, dict[str, float]]) -> None:
+def _report(table: pd.DataFrame, out: Path) -> None:
     metrics: dict[str, Any] = {}
     sections = []
     for target in _targets(table):
@@ -237,8 +240,9 @@ def _report(table: pd.DataFrame, out: Path, means: dict[str, dict[str, float]]) 
         metrics |= _survival(table)
     _write_json(out / "metrics.json", metrics)
     for target in _targets(table):
-        mean = np.array([means[fold][target] for fold in table["fold"]])
-        sections += evaluation_sections(out, target, baselines={"Mean of the training patients": mean})
+        means = {fold: table[target][table["fold"] != fold].mean() for fold in table["fold"].unique()}
+        mean = table["fold"].map(means).to_numpy(np.float64)
+        sections += evaluation_sections(out, target, baselines={"Mean of the patients of other folds": mean})
     if sections:
         write_report(out / "report.html", title="Cross-validation", sections=sections)
 

@@ -222,6 +222,24 @@ def test_the_report_is_about_the_best_epoch_and_not_the_last(study: Study, tmp_p
     assert metrics["target"]["mae"]["value"] == pytest.approx(min(errors), rel=1e-4)
 
 
+def test_averaged_weights_are_those_that_are_validated_and_saved(study: Study, tmp_path: Path) -> None:
+    found = {}
+    for averaging in (0.0, 0.1):
+        place = tmp_path / str(averaging)
+        own = {"dataset_dir": str(study.data), "output_dir": str(place), "model_dir": str(place)}
+        flow = workflow(study.config("train"), "train", **own, weight_averaging=averaging, epochs=1)
+        flow.initialize()
+        flow.run()
+        last = flow.network_def.state_dict()
+        found[averaging] = torch.load(place / "model.pt", weights_only=True)
+        apart = {name for name, weight in last.items() if not torch.allclose(weight, found[averaging][name], rtol=1e-6)}
+        assert apart == ({name for name, _ in flow.network_def.named_parameters()} if averaging else set())
+    assert found[0.0]["scaling.mean"] > 0  # the scaling was fitted before the first average was taken
+    done = run(["-m"], study.config("evaluate"), *folders(study, tmp_path / "again", place), where=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "again/predictions.csv").read_text() == (place / "predictions.csv").read_text()
+
+
 def test_evaluation_of_the_validation_fold_gives_the_numbers_of_the_training(
     study: Study, trained: Trained, tmp_path: Path
 ) -> None:

@@ -68,7 +68,8 @@ def test_every_patient_is_predicted_once_by_a_model_that_left_it_out(tmp_path: P
         seen = pd.read_csv(tmp_path / f"out/fold-{name}_seed-0/training/predictions.csv")
         assert not set(seen["patient"]) & set(mine.index)
     stored = json.loads((tmp_path / "out/metrics.json").read_text())["target"]
-    assert stored["patients"] == 18 and "Mean of the training patients" in (tmp_path / "out/report.html").read_text()
+    assert stored["patients"] == 18
+    assert "Mean of the patients of other folds" in (tmp_path / "out/report.html").read_text()
 
     pd.read_csv(folder / "cohort.csv")[["patient", "path", "day"]].to_csv(tmp_path / "new.csv", index=False)
     new = predict_new(plan_of(folder), tmp_path / "out", tmp_path / "new.csv")
@@ -92,8 +93,17 @@ def test_a_cohort_without_folds_gets_balanced_ones_and_a_broken_run_names_its_lo
         crossvalidate(plan_of(folder, epoch=1), tmp_path / "out", folds=3)
     settings = json.loads((tmp_path / "out/plan.json").read_text())["settings"]
     assert settings["folds"] == 3 and isinstance(settings["split_seed"], int)
+    assert "--columns#fold $None" in " ".join(plan_of(folder, **{"columns#fold": None}).arguments("train"))
     with pytest.raises(ValueError, match="at least 3 folds"):
         crossvalidate(plan_of(folder), tmp_path / "two", folds=2)
+
+
+def test_with_several_seeds_every_other_fold_chooses_the_epoch_once(tmp_path: Path) -> None:
+    crossvalidate(plan_of(study(tmp_path / "data"), epochs=1), tmp_path / "out", seeds=(0, 1))
+    for test in "012":
+        tables = [tmp_path / f"out/fold-{test}_seed-{seed}/training/predictions.csv" for seed in (0, 1)]
+        chose = [set(pd.read_csv(table, dtype={"fold": str})["fold"]) for table in tables]
+        assert sorted(chose, key=min) == [{other} for other in "012" if other != test]
 
 
 def test_predictions_of_several_models_are_averaged_by_patient() -> None:

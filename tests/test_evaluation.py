@@ -90,7 +90,7 @@ def test_a_metric_that_does_not_exist_is_null_in_json_and_said_so_in_the_report(
     folder = written(tmp_path, predictions().assign(volume=100.0))
     assert json.loads((folder / "metrics.json").read_text())["volume"]["r2"]["value"] is None
     summary = evaluation.evaluation_sections(folder, "volume")[0]
-    assert summary.table["Value"].tolist()[2:] == ["not defined"] * 3
+    assert summary.table["Value"].tolist()[4:] == ["not defined"] * 4
     assert "not shown that the model does better" in summary.text
 
 
@@ -185,10 +185,11 @@ def test_a_history_without_curves_is_refused():
 def test_agreement_shows_every_patient_and_the_line_of_identity():
     measured, predicted = np.array([1.0, 2.0, 3.0]), np.array([1.5, 2.0, 2.0])
     (axes,) = evaluation.figure_agreement(measured, predicted, unit="mL").axes
-    identity, points = axes.lines
+    identity, points, smooth = axes.lines
     assert list(identity.get_xdata()) == list(identity.get_ydata())
-    assert points.get_xydata().tolist() == np.c_[measured, predicted].tolist()
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("measured [mL]", "predicted [mL]")
+    assert points.get_xydata().tolist() == np.c_[predicted, measured].tolist()
+    assert list(smooth.get_xdata()) == [1.5, 2.0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted [mL]", "measured [mL]")
     assert axes.get_xlim() == axes.get_ylim()
 
 

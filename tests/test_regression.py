@@ -14,8 +14,10 @@ REFERENCE = [
     lambda p, y: sklearn.metrics.r2_score(y, p),
     lambda p, y: scipy.stats.pearsonr(p, y).statistic,
     lambda p, y: scipy.stats.spearmanr(p, y).statistic,
+    lambda p, y: (p - y).mean(),
+    lambda p, y: scipy.stats.linregress(p, y).slope,
 ]
-KEYS = ["mae", "rmse", "r2", "pearson", "spearman"]
+KEYS = ["mae", "rmse", "r2", "pearson", "spearman", "bias", "slope"]
 
 
 def cohort(patients: int, seed: int = 0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +38,17 @@ def test_each_measure_equals_its_outside_reference(key, theirs, decimals):
     assert single(key, pred, target) == pytest.approx(theirs(pred, target), rel=1e-12, abs=1e-12)
 
 
-@pytest.mark.parametrize("key", KEYS)
+def test_the_calibration_index_is_the_shift_of_good_predictions_and_near_none_of_true_ones():
+    truth = np.random.default_rng(0).normal(50, 10, 4000)
+    target = truth + np.random.default_rng(1).normal(size=4000)
+    assert single("ici", truth, target) < 0.1
+    assert single("ici", truth + 3, target) == pytest.approx(3, abs=0.1)
+    half = 50 + 0.5 * (truth - 50)  # too narrow: off by as much again, 10 sqrt(2 / pi) / 2 on average
+    assert single("ici", half, target) == pytest.approx(5 * np.sqrt(2 / np.pi), rel=0.02)
+    assert single("slope", half, target) == pytest.approx(2, rel=0.02)
+
+
+@pytest.mark.parametrize("key", [*KEYS, "ici"])
 def test_the_order_of_patients_never_changes_a_measure(key):
     pred, target = cohort(40)
     turned = np.random.default_rng(1).permutation(40)

@@ -30,6 +30,7 @@ from monai_mvreg.metrics.survival import (
     Forecast,
     concordance,
     d_calibration,
+    event_curve,
     kaplan_meier,
     survival_differences,
     survival_metrics,
@@ -229,7 +230,26 @@ def test_slope_and_observed_to_expected_tell_true_chances_from_distorted_ones() 
         interval = right[f"observed_to_expected_{day:g}"]
         assert interval.low < 1 < interval.high and wrong[f"observed_to_expected_{day:g}"].high < 0.9
         assert right[f"brier_{day:g}"].high < wrong[f"brier_{day:g}"].high
+        chance = chances[:, days.index(day)]
+        assert right[f"ici_{day:g}"].value < 0.02
+        assert wrong[f"ici_{day:g}"].value == pytest.approx(np.abs(chance - chance**2).mean(), abs=0.02)
     assert right["ibs"].value < wrong["ibs"].value
+
+
+def test_the_calibration_curve_is_the_kaplan_meier_share_around_a_chance() -> None:
+    log_risk, label, truth = weibull_cohort(6000, 2)
+    chance = truth(np.full(6000, 600.0))
+    forecast = Forecast(log_risk, [600.0], chance[:, None])
+    chances, shares = event_curve(forecast, label, 600.0)
+    np.testing.assert_allclose(shares, chances, atol=0.05)
+    # One chance for all: the curve is one point, and there Kaplan-Meier by the definition of the weights.
+    days, free = kaplan_meier(label)
+    point, share = event_curve(Forecast(log_risk, [600.0], np.full((6000, 1), 0.7)), label, 600.0)
+    assert point == pytest.approx([0.3]) and share == pytest.approx(
+        [1 - free[np.searchsorted(days, 600.0, "right") - 1]]
+    )
+    with pytest.raises(ValueError, match="a forecast with chances"):
+        event_curve(Forecast(log_risk, [600.0]), label, 600.0)
 
 
 @pytest.mark.parametrize(

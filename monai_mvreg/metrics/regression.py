@@ -6,7 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from monai_mvreg.metrics.bootstrap import Array, Estimate, estimates, once
+from monai_mvreg.metrics.bootstrap import Array, Estimate, Measure, estimates, once
+from monai_mvreg.metrics.smooth import CalibrationCurve
 
 
 def mean_absolute_error(pred: Array, target: Array) -> float:
@@ -63,9 +64,13 @@ def cohort_metrics(
         seed: of the draws; the same seed gives the same intervals.
 
     Returns:
-        ``mae`` and ``rmse`` in target units. Without unit: ``r2``, the share of the variance between patients that is
-        predicted, below zero where the prediction is worse than the mean of these patients, nan for a constant target;
-        ``pearson`` and ``spearman``, ties sharing their average rank, nan if prediction or target is constant.
+        In target units: ``mae``; ``rmse``; ``bias``, the mean of predicted minus measured; ``ici``, the integrated
+        calibration index, the mean distance between a prediction and what is measured on average where it is made. It
+        is no less than 0, so that its interval tells how large it may be, not whether it is 0.
+        Without unit: ``r2``, the share of the variance between patients that is predicted, below zero where the
+        prediction is worse than the mean of these patients, nan for a constant target; ``slope`` of the measured on the
+        predicted values, 1 where predictions spread as they should; ``pearson`` and ``spearman``, ties sharing their
+        average rank. Slope and correlations are nan if prediction or target is constant.
 
     Raises:
         ValueError: if lengths differ, a value is not finite, there are fewer than 2 patients, or an option is
@@ -76,11 +81,16 @@ def cohort_metrics(
         >>> metrics["r2"].value
         0.5
 
-    Source: Efron, Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    Source: Efron, Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; Austin, Steyerberg, Stat Med 2019.
+    https://doi.org/10.1002/sim.8281
     """
     pred, target = _pair(pred, target, least=2)
     measures = {"mae": _mae, "rmse": _rmse, "r2": _r2, "pearson": _pearson, "spearman": _spearman}
-    counted = {name: partial(measure, pred=pred, target=target) for name, measure in measures.items()}
+    measures |= {"bias": _bias, "slope": _slope}
+    counted: dict[str, Measure] = {
+        name: partial(measure, pred=pred, target=target) for name, measure in measures.items()
+    }
+    counted["ici"] = partial(_ici, curve=CalibrationCurve(pred), target=target)
     return estimates(counted, len(target), resamples=resamples, confidence=confidence, seed=seed)
 
 
@@ -142,6 +152,20 @@ def _mae(counts: Array, pred: Array, target: Array) -> Array:
 
 def _rmse(counts: Array, pred: Array, target: Array) -> Array:
     return _mean(counts, (pred - target) ** 2) ** 0.5
+
+
+def _bias(counts: Array, pred: Array, target: Array) -> Array:
+    return _mean(counts, pred - target)
+
+
+def _slope(counts: Array, pred: Array, target: Array) -> Array:
+    x, y = _centred(counts, pred), _centred(counts, target)
+    slope: Array = np.einsum("rp,rp,rp->r", counts, x, y) / np.einsum("rp,rp,rp->r", counts, x, x)
+    return slope
+
+
+def _ici(counts: Array, curve: CalibrationCurve, target: Array) -> Array:
+    return curve.apart(counts, counts, target)
 
 
 def _r2(counts: Array, pred: Array, target: Array) -> Array:

@@ -18,6 +18,7 @@ import torch
 
 from monai_mvreg.metrics.bootstrap import Array, Estimate, Measure, estimates, once
 from monai_mvreg.metrics.followup import Followed, LowerAndLater, from_here
+from monai_mvreg.metrics.smooth import CalibrationCurve
 
 
 def kaplan_meier(label: Array) -> tuple[Array, Array]:
@@ -137,14 +138,18 @@ def survival_metrics(
         without; ``slope``, the coefficient of the risk in a Cox model, 1 for a log risk of the right spread, below 1
         for one too wide. With chances also ``brier_<day>``, their mean squared error; ``ibs``, its mean over the days
         between the first and the last horizon; ``observed_to_expected_<day>``, events by then, by Kaplan-Meier, over
-        those predicted.
+        those predicted; ``ici_<day>``, the integrated calibration index: the mean distance between the predicted chance
+        of an event by then and the share that has it among patients of about that chance. It is no less than 0, so that
+        its interval tells how large it may be, not whether it is 0.
 
     Raises:
         ValueError: as :func:`concordance`, or if horizons do not increase, a chance is not between 0 and 1, or an
             option is out of range.
 
     Source: Uno et al., Stat Med 2011. https://doi.org/10.1002/sim.4154; Uno et al., J Am Stat Assoc 2007.
-    https://doi.org/10.1198/016214507000000149; Graf et al., Stat Med 1999; van Houwelingen, Stat Med 2000.
+    https://doi.org/10.1198/016214507000000149; Graf et al., Stat Med 1999; van Houwelingen, Stat Med 2000; Austin,
+    Harrell, van Klaveren, Stat Med 2020. https://doi.org/10.1002/sim.8570; Gerds, Andersen, Kattan, Stat Med 2014.
+    https://doi.org/10.1002/sim.6152
     """
     measures = _measures(forecast, Followed(label))
     return estimates(measures, len(label), resamples=resamples, confidence=confidence, seed=seed)
@@ -173,6 +178,31 @@ def survival_differences(
     of_a, of_b = _measures(a, followed), _measures(b, followed)
     apart: dict[str, Measure] = {name: partial(_minus, a=of_a[name], b=of_b[name]) for name in of_a if name in of_b}
     return estimates(apart, len(label), resamples=resamples, confidence=confidence, seed=seed)
+
+
+def event_curve(forecast: Forecast, label: Array, day: float) -> tuple[Array, Array]:
+    """The calibration curve: the share that has the event by a day, among patients of about one predicted chance of it.
+
+    Args:
+        forecast: with chances.
+        label: ``(P, 2)``, time in days and event.
+        day: one of the horizons.
+
+    Returns:
+        Predicted chances ``(G,)``, increasing, and the share at each.
+
+    Raises:
+        ValueError: as :func:`survival_metrics`, or if there are no chances.
+
+    Source: Gerds, Andersen, Kattan, Stat Med 2014. https://doi.org/10.1002/sim.6152
+    """
+    followed = Followed(label)
+    if forecast.survival is None:
+        raise ValueError("expected a forecast with chances, got one of the order alone")
+    survival = _chances(forecast.survival, followed, (len(followed.time), len(forecast.days)))
+    curve = CalibrationCurve(1 - survival[:, list(forecast.days).index(day)])
+    known = _known(np.ones((1, len(followed.time))), followed=followed, day=day)
+    return curve.places, np.clip(curve.heights(known, (followed.time <= day).astype(np.float64))[0], 0, 1)
 
 
 def d_calibration(survival: Array, label: Array, *, bins: int = 10) -> float:
@@ -224,6 +254,8 @@ def _measures(forecast: Forecast, followed: Followed) -> dict[str, Measure]:
             predicted = {"chance": chance, "followed": followed, "day": day}
             measures[f"brier_{day:g}"] = partial(_brier, **predicted)
             measures[f"observed_to_expected_{day:g}"] = partial(_observed_to_expected, **predicted)
+            curve = CalibrationCurve(1 - chance)
+            measures[f"ici_{day:g}"] = partial(_ici, curve=curve, followed=followed, day=day)
         if len(days) > 1:
             briers = [measures[f"brier_{day:g}"] for day in days]
             measures["ibs"] = partial(_over_days, measures=briers, days=np.asarray(days, dtype=np.float64))
@@ -256,13 +288,22 @@ def _auc(counts: Array, *, risk: Array, followed: Followed, day: float) -> Array
     return _ratio((cases * lower).sum(1), cases.sum(1) * free.sum(1))
 
 
-def _brier(counts: Array, *, chance: Array, followed: Followed, day: float) -> Array:
+def _known(counts: Array, *, followed: Followed, day: float) -> Array:
+    """How much each patient ``(R, P)`` stands for whose state on a day is known, also for those censored before."""
     uncensored = followed.uncensored(counts)
     happened = followed.event & (followed.time <= day)
     own = np.where(happened, _inverse(uncensored[:, followed.index]), 0)
-    free = np.where(followed.time > day, _inverse(followed.at(uncensored, day))[:, None], 0)
-    squared = own * chance**2 + free * (1 - chance) ** 2
-    return _ratio((counts * squared).sum(1), counts.sum(1))
+    return counts * np.where(followed.time > day, _inverse(followed.at(uncensored, day))[:, None], own)
+
+
+def _brier(counts: Array, *, chance: Array, followed: Followed, day: float) -> Array:
+    squared = np.where(followed.time > day, 1 - chance, chance) ** 2
+    return _ratio((_known(counts, followed=followed, day=day) * squared).sum(1), counts.sum(1))
+
+
+def _ici(counts: Array, *, curve: CalibrationCurve, followed: Followed, day: float) -> Array:
+    happened = (followed.time <= day).astype(np.float64)
+    return curve.apart(counts, _known(counts, followed=followed, day=day), happened, high=1)
 
 
 def _over_days(counts: Array, *, measures: Sequence[Measure], days: Array) -> Array:

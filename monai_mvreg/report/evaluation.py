@@ -21,12 +21,24 @@ from matplotlib.figure import Figure
 
 from monai_mvreg.metrics.bootstrap import Estimate
 from monai_mvreg.metrics.regression import cohort_metrics, difference, limits_of_agreement, mean_absolute_error
+from monai_mvreg.metrics.smooth import CalibrationCurve
 from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, rounded, span, value, write_report
 
 _log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float64]
-_ERRORS = {"mae": "Mean absolute error", "rmse": "Root mean squared error"}
-_MEASURES = {**_ERRORS, "r2": "R²", "pearson": "Pearson correlation", "spearman": "Spearman correlation"}
+_ERRORS = {
+    "mae": "Mean absolute error",
+    "rmse": "Root mean squared error",
+    "bias": "Bias (predicted minus measured)",
+    "ici": "Integrated calibration index",
+}
+_MEASURES = {
+    **_ERRORS,
+    "slope": "Calibration slope",
+    "r2": "R²",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+}
 _LIMITS = (
     "For research use only. This is not a medical device: nothing here may guide the care of a patient.\n\n"
     "The intervals show how much the numbers would move with other patients of the same kind. They do not cover other "
@@ -98,8 +110,8 @@ def evaluation_sections(folder: Path, target: str, *, baselines: Mapping[str, Ar
     if baselines:
         sections.append(_comparison(predictions, target, baselines))
     agreement = (
-        f"Each circle is one of {len(measured)} patients: measured value to the right, predicted value upwards. On "
-        "the dashed line both are the same."
+        f"Each circle is one of {len(measured)} patients: predicted value to the right, measured value upwards. On "
+        "the dashed line both are the same. Solid line: what was measured on average where a value was predicted."
     )
     residuals = (
         "Each circle is one patient: mean of predicted and measured value to the right, predicted minus measured value "
@@ -172,15 +184,17 @@ def figure_training(history: pd.DataFrame) -> Figure:
 
 
 def figure_agreement(measured: Array, predicted: Array, *, unit: str) -> Figure:
-    """Predicted against measured values ``(P,)`` in ``unit`` (``1``: none), with the line where both are the same."""
+    """Measured against predicted values ``(P,)`` in ``unit`` (``1``: none), their smooth mean, and where both agree."""
     figure = Figure(figsize=(5.0, 5.0), layout="constrained")
     axes, both = figure.subplots(), np.concatenate([measured, predicted])
     margin = 0.05 * float(np.ptp(both)) or 1.0
     ends = [both.min() - margin, both.max() + margin]
     axes.plot(ends, ends, "--", color=QUIET, linewidth=1)
-    axes.plot(measured, predicted, "o", color=INK, markerfacecolor="none", markersize=5)
+    axes.plot(predicted, measured, "o", color=INK, markerfacecolor="none", markersize=5)
+    curve = CalibrationCurve(predicted)
+    axes.plot(curve.places, curve.heights(np.ones((1, len(measured))), measured)[0], color=INK)
     axes.set(xlim=ends, ylim=ends, aspect="equal")
-    calm(axes, "measured", "predicted", unit)
+    calm(axes, "predicted", "measured", unit)
     return figure
 
 

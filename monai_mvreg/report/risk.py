@@ -20,7 +20,14 @@ from matplotlib.figure import Figure
 
 from monai_mvreg.calibration import Baseline, fit_baseline, read_part, write_part
 from monai_mvreg.metrics.bootstrap import Array, Estimate
-from monai_mvreg.metrics.survival import Forecast, d_calibration, kaplan_meier, survival_differences, survival_metrics
+from monai_mvreg.metrics.survival import (
+    Forecast,
+    d_calibration,
+    event_curve,
+    kaplan_meier,
+    survival_differences,
+    survival_metrics,
+)
 from monai_mvreg.report.page import QUIET, Section, calm, caution, rounded, span, write_report
 
 _log = logging.getLogger(__name__)
@@ -141,10 +148,15 @@ def survival_sections(
         "Steps: share of patients without the event, by Kaplan-Meier, for each third of predicted risk. Smooth lines: "
         "the mean of the predicted curves of the same patients. Where both agree the chances are true."
     )
+    calibrated = (
+        "Share of the patients with the event by a day, among patients of about the same predicted chance, corrected "
+        "for censoring. On the dashed line the chances are true."
+    )
     return [
         _summary(stored, horizons),
         _comparison(apart, horizons),
         Section("Curves", "", figure_curves(label, groups, baseline, risk), caption),
+        Section("Calibration", "", figure_calibration(forecast, label), calibrated),
         Section("Limits", _LIMITS),
     ]
 
@@ -174,6 +186,26 @@ def figure_curves(label: Array, groups: Array, baseline: Baseline, risk: Array) 
     return figure
 
 
+def figure_calibration(forecast: Forecast, label: Array) -> Figure:
+    """Observed share of events against predicted chance, a smooth curve for each horizon.
+
+    Args:
+        forecast: with chances.
+        label: ``(P, 2)``, time in days and event.
+    """
+    figure = Figure(figsize=(5.0, 5.0), layout="constrained")
+    axes, styles = figure.subplots(), ["-", "-.", ":"]
+    axes.plot([0, 1], [0, 1], "--", color=QUIET, linewidth=1)
+    for place, day in enumerate(forecast.days):
+        chances, shares = event_curve(forecast, label, day)
+        shade, style = _SHADES[place % len(_SHADES)], styles[place % len(styles)]
+        axes.plot(chances, shares, style, color=shade, label=f"day {day:g}")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.legend(frameon=False, fontsize=9, labelcolor=QUIET)
+    calm(axes, "predicted chance of the event", "observed share")
+    return figure
+
+
 def _summary(stored: dict[str, Any], horizons: Sequence[float]) -> Section:
     order, left = _estimate(stored["harrell"]), stored["left_out"]
     left_out = f" ({left} more had no measured time)" if left else ""
@@ -193,6 +225,7 @@ def _summary(stored: dict[str, Any], horizons: Sequence[float]) -> Section:
         rows.append((f"AUC at day {day:g}", f"auc_{day:g}"))
         rows.append((f"Brier score at day {day:g}", f"brier_{day:g}"))
         rows.append((f"Observed over expected events by day {day:g}", f"observed_to_expected_{day:g}"))
+        rows.append((f"Integrated calibration index at day {day:g}", f"ici_{day:g}"))
     rows += [("Integrated Brier score", "ibs")] if "ibs" in stored else []
     rows.append(("Slope of the log risk", "slope"))
     cells = [(name, rounded(_estimate(stored[key]).value), span(_estimate(stored[key]))) for name, key in rows]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.metrics.survival import risk_slope, uncensored
@@ -120,7 +122,9 @@ def fit_interval(pred: Array, target: Array, *, spread: Array | float = 1.0, con
     return Interval(float(scores[_rank(len(scores), confidence) - 1]), confidence)
 
 
-def cross_interval(pred: Array, residual: Array, fold: Array, *, confidence: float = 0.9) -> tuple[Array, Array]:
+def cross_interval(
+    pred: Array, residual: Array, fold: npt.NDArray[np.integer], *, spread: Array | float = 1.0, confidence: float = 0.9
+) -> tuple[Array, Array]:
     """Cross-validated conformal intervals (CV+): all patients train and all calibrate.
 
     They hold at least ``2 * confidence - 1`` of new patients whatever the model is worth, and about ``confidence`` of
@@ -128,8 +132,10 @@ def cross_interval(pred: Array, residual: Array, fold: Array, *, confidence: flo
 
     Args:
         pred: predictions ``(K, Q)`` of the model of each fold for ``Q`` new patients.
-        residual: measured minus predicted value ``(P,)`` of each patient by the model of the fold that left it out.
+        residual: measured minus predicted value ``(P,)`` of each patient by the model of the fold that left it out,
+            over the predicted spread where there is one.
         fold: that fold ``(P,)``, from 0 to ``K - 1``.
+        spread: predicted standard deviation ``(K, Q)`` of the new patients; 1: all alike.
         confidence: between 0 and 1.
 
     Returns:
@@ -142,7 +148,8 @@ def cross_interval(pred: Array, residual: Array, fold: Array, *, confidence: flo
     """
     if residual.shape != fold.shape or not np.isin(fold, range(len(pred))).all():
         raise ValueError(f"expected a fold from 0 to {len(pred) - 1} for each of {residual.shape} residuals")
-    rank, reach = _rank(len(residual), confidence), np.abs(residual)[:, None]
+    rank, wide = _rank(len(residual), confidence), np.broadcast_to(spread, pred.shape)
+    reach = np.abs(residual)[:, None] * wide[fold]
     low, high = np.sort(pred[fold] - reach, axis=0), np.sort(pred[fold] + reach, axis=0)
     return low[len(residual) - rank], high[rank - 1]
 
@@ -260,6 +267,27 @@ def read_part(kind: type[Part], path: str | Path) -> Part:
         return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
     except (TypeError, AttributeError, json.JSONDecodeError):
         raise ValueError(f"{Path(path).name}: expected the JSON of a {kind.__name__}, got something else") from None
+
+
+def write_intervals(intervals: Mapping[str, Interval | None], path: str | Path) -> None:
+    """Write the interval of each target as JSON; None for a target without."""
+    found = {target: None if interval is None else asdict(interval) for target, interval in intervals.items()}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(found, allow_nan=False), encoding="utf-8")
+
+
+def read_intervals(path: str | Path, target: Sequence[str]) -> list[Interval | None]:
+    """Read what :func:`write_intervals` wrote, in the order of the targets.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return [None if content[name] is None else Interval(**content[name]) for name in target]
+    except (TypeError, KeyError, json.JSONDecodeError):
+        raise ValueError(f"{Path(path).name}: expected the intervals of {list(target)}, got something else") from None
 
 
 def _residuals(pred: Array, target: Array) -> Array:

@@ -28,6 +28,7 @@ from monai_mvreg.cohort.table import Cohort, TableRows
 from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.metrics.survival import Forecast, survival_metrics
 from monai_mvreg.report.evaluation import evaluation_sections, summarise
+from monai_mvreg.report.intervals import crossfit_intervals, extend_intervals
 from monai_mvreg.report.page import write_report
 
 _TEXTS = {name: str for name in ("patient", "fold", "unit", "days", "weights")}
@@ -125,6 +126,8 @@ def crossvalidate(plan: Plan, out: Path, *, folds: int = 5, seeds: Sequence[int]
         average([_table(out / f"fold-{name}_seed-{seed}/test/predictions.csv") for seed in seeds]) for name in names
     ]
     table = pd.concat(parts, ignore_index=True).sort_values("patient", ignore_index=True)
+    for target in _targets(table):
+        table = crossfit_intervals(table, target)
     _write(table, out / "predictions.csv")
     _report(table, out)
     return table
@@ -142,16 +145,23 @@ def predict_new(plan: Plan, out: Path, table: Path) -> pd.DataFrame:
         One row per patient.
 
     Raises:
-        FileNotFoundError: if no model is there.
+        FileNotFoundError: if the cross-validation is not finished.
         ChildProcessError: if a run of the bundle ends with an error.
     """
+    if not (out / "predictions.csv").exists():
+        raise FileNotFoundError(f"expected a finished cross-validation in {out}, found none")
     places = sorted(done.parent for done in out.glob("fold-*_seed-*/train.done"))
-    if not places:
-        raise FileNotFoundError(f"expected the models of a cross-validation in {out}, found none")
     for place in tqdm(places, "models", unit="model", disable=None):
         own = {"model_dir": str(place / "models"), "output_dir": str(place / "new"), "cohort_file": str(table)}
         _run(replace(plan, settings={**plan.settings, **own}), "inference", place)
-    found = average([_table(place / "new/predictions.csv") for place in places])
+    tables = {place.name: _table(place / "new/predictions.csv") for place in places}
+    found, known = average(list(tables.values())), _table(out / "predictions.csv")
+    models = [
+        average([table for name, table in tables.items() if name.startswith(f"fold-{fold}_seed-")])
+        for fold in sorted(known["fold"].unique())
+    ]
+    for target in _targets(found):
+        found = extend_intervals(found, models, known, target)
     _write(found, out / "new_predictions.csv")
     return found
 
@@ -165,11 +175,13 @@ def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     Raises:
         ValueError: if they are of different patients.
     """
-    first = tables[0].drop(columns="median_days", errors="ignore").set_index("patient")
+    # Ends of intervals are those of one model; they are fitted anew to the average.
+    ends = [f"{target}{end}" for target in _targets(tables[0]) for end in ("_low", "_high")]
+    first = tables[0].drop(columns=["median_days", *ends], errors="ignore").set_index("patient")
     if any(set(table["patient"]) != set(first.index) for table in tables):
         raise ValueError("expected predictions of several models for the same patients, got different ones")
     risks = ("log_risk", "risk_")
-    predicted = [name for name in first.columns if name.endswith("_predicted") or name.startswith(risks)]
+    predicted = [name for name in first.columns if name.endswith(("_predicted", "_spread")) or name.startswith(risks)]
     aligned = [table.set_index("patient").loc[first.index, predicted].astype(float) for table in tables]
     mean = sum(aligned[1:], start=aligned[0]) / len(aligned)
     return first.assign(**{name: mean[name] for name in predicted}).reset_index()

@@ -75,6 +75,13 @@ class HistorySaver:
         _write_csv(self.path, ["epoch", "train_loss", self.metric], self.rows)
 
 
+class PredictionInterval(Protocol):
+    """What puts an interval around predictions, such as :class:`~monai_mvreg.calibration.Interval`."""
+
+    def around(self, pred: npt.NDArray[Any], *, spread: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Lower and upper ends."""
+
+
 class PredictionSaver:
     """Write ``predictions.csv``: one row per patient with measured and predicted targets and the weight of each scan.
 
@@ -86,10 +93,20 @@ class PredictionSaver:
         network: the :class:`~monai_mvreg.networks.multiscan.MultiScanNet` (or its distributed wrapper).
         target: names of the targets, in the order of the outputs.
         unit: unit of the targets, ``"1"`` for none.
+        intervals: one for each target, None for a target without; then ``<target>_low`` and ``<target>_high`` are
+            written too. Empty: they are not known yet.
     """
 
-    def __init__(self, path: str, network: nn.Module, *, target: Sequence[str], unit: str = "1") -> None:
-        self.path, self.target, self.unit = Path(path), list(target), unit
+    def __init__(
+        self,
+        path: str,
+        network: nn.Module,
+        *,
+        target: Sequence[str],
+        unit: str = "1",
+        intervals: Sequence[PredictionInterval | None] = (),
+    ) -> None:
+        self.path, self.target, self.unit, self.intervals = Path(path), list(target), unit, list(intervals)
         if taken := sorted({"patient", "fold", "unit", "scans", "days", "weights"} & set(self.target)):
             raise ValueError(f"expected targets of other names than the columns of {self.path.name}, got {taken}")
         self.rows: dict[str, list[str]] = {}
@@ -105,12 +122,25 @@ class PredictionSaver:
         engine.add_event_handler(Events.COMPLETED, self._write)
 
     def names(self) -> list[str]:
-        """Name the columns of numbers: each target, and what was predicted for it."""
-        return [name for target in self.target for name in (target, f"{target}_predicted")]
+        """Name the columns of numbers: each target, what was predicted for it, and its interval."""
+        ends = ["_predicted", *(["_low", "_high"] if self.intervals else [])]
+        return [name for target in self.target for name in (target, *(target + end for end in ends))]
 
     def numbers(self, measured: Sequence[float], predicted: Tensor) -> list[float]:
         """The numbers of one patient, nan for none, from the label and the output ``(K,)`` of the network."""
-        return [number for pair in zip(measured, predicted.tolist(), strict=True) for number in pair]
+        found: list[float] = []
+        for place, number in enumerate(predicted.double().numpy()):
+            found += [measured[place], number, *self.ends(place, number, np.ones(()))]
+        return found
+
+    def ends(self, place: int, predicted: npt.NDArray[Any], spread: npt.NDArray[Any]) -> list[float]:
+        """Both ends of the interval of one target around its prediction, nan for none; nothing without intervals."""
+        if not self.intervals:
+            return []
+        interval = self.intervals[place]
+        if interval is None:
+            return [math.nan, math.nan]
+        return [float(end) for end in interval.around(predicted, spread=spread)]
 
     def _keep_weights(self, pool: nn.Module, args: Any, result: tuple[Tensor, Tensor]) -> None:
         self.weights = result[1].detach().float().cpu()
@@ -141,6 +171,47 @@ class PredictionSaver:
                 return
         header = ["patient", "fold", *self.names(), "unit", "scans", "days", "weights"]
         _write_csv(self.path, header, [rows[patient] for patient in sorted(rows)])
+
+
+class SpreadSaver(PredictionSaver):
+    """Write ``predictions.csv`` of one target with the spread that the network predicts, ``<target>_spread``.
+
+    Args:
+        path: the file.
+        network: the :class:`~monai_mvreg.networks.multiscan.MultiScanNet` (or its distributed wrapper).
+        value_and_spread: turns outputs of the network ``(B, K)`` into both, each ``(B, 1)``, as the method of the loss.
+        target: the name of the target.
+        unit: its unit, ``"1"`` for none.
+        intervals: one, in spreads; empty: it is not known yet.
+
+    Raises:
+        ValueError: for several targets.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        network: nn.Module,
+        *,
+        value_and_spread: Callable[[Tensor], tuple[Tensor, Tensor]],
+        target: Sequence[str],
+        unit: str = "1",
+        intervals: Sequence[PredictionInterval | None] = (),
+    ) -> None:
+        super().__init__(path, network, target=target, unit=unit, intervals=intervals)
+        if len(target) != 1:
+            raise ValueError(f"expected one target to predict with a spread, got {list(target)}")
+        self.value_and_spread = value_and_spread
+
+    def names(self) -> list[str]:
+        """Name the columns of numbers."""
+        target, predicted, *ends = super().names()
+        return [target, predicted, f"{target}_spread", *ends]
+
+    def numbers(self, measured: Sequence[float], predicted: Tensor) -> list[float]:
+        """The numbers of one patient, nan for none."""
+        value, spread = (part.double().numpy()[0, 0] for part in self.value_and_spread(predicted[None]))
+        return [measured[0], float(value), float(spread), *self.ends(0, value, spread)]
 
 
 class Curves(Protocol):

@@ -29,8 +29,9 @@ class StandardisedLoss(nn.Module):
         self.scaling = scaling
 
     def forward(self, prediction: Tensor, label: Tensor) -> Tensor:
-        """Compare prediction and label ``(B, K)``, both in target units."""
-        return self.loss(self.scaling.standardise(prediction), self.scaling.standardise(label))
+        """Compare prediction ``(B, K)`` and label, in target units: ``(B, K)``, or ``(B, 1)`` if all mean one."""
+        standardised = self.scaling.standardise(label)[:, : label.shape[1]]
+        return self.loss(self.scaling.standardise(prediction), standardised)
 
 
 class QuantileLoss(nn.Module):
@@ -63,6 +64,17 @@ class QuantileLoss(nn.Module):
         above, level = label - prediction, self.quantiles.to(prediction)
         return torch.maximum(level * above, (level - 1) * above).mean()
 
+    def fit_scaling(self, scaling: TargetScaling, label: Tensor) -> None:
+        """Fit the scaling of the network, one for all outputs, to the labels ``(P, 1)`` of the training patients."""
+        scaling.fit(label.expand(-1, len(self.quantiles)))
+
+    def value_and_spread(self, prediction: Tensor) -> tuple[Tensor, Tensor]:
+        """The quantile nearest to the median, and half the distance between the outer two, each ``(B, 1)``."""
+        # Where predicted quantiles cross they are put in order, which is never further from the truth.
+        ordered = prediction[:, self.quantiles.argsort()].sort(dim=1).values
+        middle = int((self.quantiles.sort().values - 0.5).abs().argmin())
+        return ordered[:, middle : middle + 1], 0.5 * (ordered[:, -1:] - ordered[:, :1])
+
 
 class GaussianLoss(nn.Module):
     r"""Negative log likelihood of a normal target whose spread is predicted too, less :math:`\tfrac12 \log 2\pi`.
@@ -82,6 +94,16 @@ class GaussianLoss(nn.Module):
         mean, log_std = _exact(prediction).unbind(1)
         apart = (_exact(label)[:, 0] - mean) * _limited_exp(-log_std)
         return (log_std + 0.5 * apart**2).mean().to(prediction.dtype)
+
+    def fit_scaling(self, scaling: TargetScaling, label: Tensor) -> None:
+        """Fit the scaling of the network to the labels ``(P, 1)`` of the training patients, and their log spread."""
+        scaling.fit(label.expand(-1, 2))
+        scaling.mean[1] = scaling.std[0].log()
+        scaling.std[1] = 1.0
+
+    def value_and_spread(self, prediction: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, each ``(B, 1)`` in target units."""
+        return prediction[:, :1], prediction[:, 1:].exp()
 
 
 class CoxLoss(nn.Module):

@@ -43,6 +43,7 @@ POOLS = [
     "GRUPool",
     "TrendPool",
 ]
+KINDS = ("train", "evaluate", "inference")
 KEY = "Erika Mustermann 1964"
 # A network without normalisation: brightness is what it has to see, and a few steps must do.
 TINY: dict[str, Any] = {
@@ -192,7 +193,7 @@ def batch(patients: int, scans: int) -> dict[str, Tensor]:
 def test_training_writes_every_file_and_learns_more_than_the_mean(trained: Trained) -> None:
     found = {path.name.split(".vm.")[0].split(".")[0] + path.suffix for path in trained.output.iterdir()}
     assert {"predictions.csv", "metrics.json", "history.csv", "report.html"} <= found
-    assert sorted(path.name for path in trained.models.iterdir()) == ["model.pt", "settings.json"]
+    assert sorted(path.name for path in trained.models.iterdir()) == ["intervals.json", "model.pt", "settings.json"]
     predictions = pd.read_csv(trained.output / "predictions.csv")
     assert list(predictions["fold"].unique()) == [0] and set(predictions["scans"]) == {1, 4}
     metrics = json.loads((trained.output / "metrics.json").read_text())["target"]
@@ -415,7 +416,7 @@ DIFFERENT = {
     "handlers": "the name on the progress bar",
     "evaluator": "without targets there is no metric",
     "output_dir": "predictions for new patients are not mixed with an evaluation",
-    "saver": "the unit is that of the training, for there is no target",
+    "unit": "that of the training, for there is no target",
 }
 
 
@@ -423,11 +424,11 @@ DIFFERENT = {
     ("one", "other", "different"),
     [
         ("train", "evaluate", {"pretrained", "imports", "run", "initialize"}),
-        ("train", "inference", {"pretrained", "imports", "run", "initialize", "cohort", "output_dir"}),
+        ("train", "inference", {"pretrained", "imports", "run", "initialize", "cohort", "output_dir", "unit"}),
         (
             "evaluate",
             "inference",
-            {"imports", "run", "cohort", "dataset", "handlers", "evaluator", "output_dir", "saver"},
+            {"imports", "run", "cohort", "dataset", "handlers", "evaluator", "output_dir", "unit"},
         ),
     ],
 )
@@ -447,9 +448,9 @@ def test_evaluation_prepares_scans_as_validation_does() -> None:
         assert evaluate[part] == expected
     shared = train["validate"]["evaluator"].keys() & evaluate["evaluator"].keys()
     for key in shared:
-        assert evaluate["evaluator"][key] == str(train["validate"]["evaluator"][key]).replace("@validate#", "@") or (
-            evaluate["evaluator"][key] == train["validate"]["evaluator"][key]
-        )
+        trained = train["validate"]["evaluator"][key]
+        expected = {"@validated": "@network"}.get(trained, str(trained).replace("@validate#", "@"))
+        assert evaluate["evaluator"][key] in (expected, trained)
 
 
 def test_everything_before_the_augmentation_is_cached() -> None:
@@ -504,6 +505,35 @@ def test_pretrained_weights_are_asked_for_by_default_and_can_be_a_local_file() -
     parser.read_config(config)
     assert parser.get_parsed_content("pretrained") is True
     assert parser["encoder"]["encoder"]["pretrained"] == "@pretrained"
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs"),
+    [({}, 2), ({"_target_": "monai_mvreg.losses.QuantileLoss", "quantiles": [0.1, 0.5, 0.9]}, 3)],
+    ids=["normal", "quantiles"],
+)
+def test_a_spread_is_learned_by_one_more_file_and_scales_the_interval(
+    loss: dict[str, Any], outputs: int, study: Study, tmp_path: Path
+) -> None:
+    configs = {kind: [str(CONFIGS / f"{kind}.yaml"), str(CONFIGS / "spread.yaml"), str(study.tiny)] for kind in KINDS}
+    own = ["--loss", str(loss), "--outputs", str(outputs)] if loss else []
+    tables = {}
+    for kind in KINDS:
+        done = run(["-m"], configs[kind], *folders(study, tmp_path / kind, tmp_path / "models"), *own, where=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        tables[kind] = pd.read_csv(tmp_path / kind / "predictions.csv").set_index("patient")
+    names = ["target", "target_predicted", "target_spread", "target_low", "target_high"]
+    assert list(tables["train"].columns[1:6]) == names
+    new = tables["inference"].loc[tables["evaluate"].index]
+    for kind in ("train", "evaluate"):
+        np.testing.assert_allclose(new[names[1:]], tables[kind][names[1:]], rtol=1e-5, atol=1e-4)
+    interval = json.loads((tmp_path / "models/intervals.json").read_text())["target"]
+    assert (new["target_spread"] > 0).all() and new["target_spread"].nunique() == len(new)
+    half = 0.5 * (new["target_high"] - new["target_low"])
+    np.testing.assert_allclose(half, interval["reach"] * new["target_spread"], rtol=1e-4)
+    metrics = json.loads((tmp_path / "evaluate/metrics.json").read_text())["target"]
+    assert metrics["coverage"]["value"] >= 0.9 and metrics["width"]["value"] > 0
+    assert "prediction intervals held" in (tmp_path / "evaluate/report.html").read_text()
 
 
 @pytest.mark.parametrize("loss", ["MSELoss", "L1Loss", "HuberLoss"])

@@ -79,6 +79,10 @@ def test_every_patient_is_predicted_once_by_a_model_that_left_it_out(tmp_path: P
         new["target_predicted"], np.mean([model["target_predicted"] for model in models], axis=0), rtol=1e-6
     )
 
+    for found in (table, new):
+        assert list(found.columns).index("target_high") == list(found.columns).index("target_predicted") + 2
+        assert (found["target_low"] < found["target_predicted"]).all()
+
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}
     again = crossvalidate(plan_of(folder), tmp_path / "out")
     pd.testing.assert_frame_equal(again, table)

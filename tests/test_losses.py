@@ -28,7 +28,7 @@ from monai_mvreg.losses import (
     StandardisedLoss,
     WeibullLoss,
 )
-from monai_mvreg.networks.multiscan import MultiScanNet
+from monai_mvreg.networks.multiscan import MultiScanNet, TargetScaling
 from monai_mvreg.networks.pools import MeanPool
 
 LOSSES = [nn.MSELoss(), nn.L1Loss(), nn.HuberLoss(delta=0.5)]
@@ -341,3 +341,33 @@ def test_cox_over_processes_with_uneven_batches_is_that_of_all_their_patients(tm
         value, gradient = torch.load(tmp_path / f"{rank}.pt")
         assert_close(value, loss.detach())
         assert_close(gradient, net.weight.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_a_standardised_gaussian_is_the_likelihood_in_target_units_less_the_log_of_their_spread() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = 50 + 10 * torch.randn(64, 1, generator=generator)
+    scaling, loss = TargetScaling(2), GaussianLoss()
+    loss.fit_scaling(scaling, label)
+    std = label.std(unbiased=False)
+    # An untrained head says: the mean of the patients, give or take their standard deviation.
+    value, spread = loss.value_and_spread(scaling(torch.zeros(1, 2)))
+    assert value.item() == pytest.approx(label.mean().item()) and spread.item() == pytest.approx(std.item())
+    prediction = scaling(torch.randn(64, 2, generator=generator))
+    value, spread = loss.value_and_spread(prediction)
+    likelihood = torch.distributions.Normal(value, spread).log_prob(label).mean()
+    expected = -likelihood - 0.5 * math.log(2 * math.pi) - std.log()
+    assert StandardisedLoss(loss, scaling)(prediction, label).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_standardised_quantiles_share_one_scale_and_are_put_in_order() -> None:
+    label = torch.tensor([[40.0], [60.0]])
+    scaling, loss = TargetScaling(3), QuantileLoss([0.05, 0.5, 0.95])
+    loss.fit_scaling(scaling, label)
+    assert scaling.mean.tolist() == [50.0] * 3 and scaling.std.tolist() == [10.0] * 3
+    prediction = torch.tensor([[30.0, 50.0, 70.0], [70.0, 30.0, 50.0]])
+    value, spread = loss.value_and_spread(prediction)
+    assert value.tolist() == [[50.0], [50.0]] and spread.tolist() == [[20.0], [20.0]]
+    found = StandardisedLoss(loss, scaling)(prediction, label).item()
+    assert found == pytest.approx(loss(prediction, label).item() / 10)
+    other = QuantileLoss([0.9, 0.1])
+    assert other.value_and_spread(torch.tensor([[9.0, 1.0]]))[1].tolist() == [[4.0]]

@@ -94,6 +94,39 @@ def cohort_metrics(
     return estimates(counted, len(target), resamples=resamples, confidence=confidence, seed=seed)
 
 
+def interval_metrics(
+    low: Array, high: Array, target: Array, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Estimate]:
+    """How often prediction intervals hold the measured value, and how wide they are.
+
+    Args:
+        low: the lower end ``(P,)`` of the interval of each patient, in target units, ``P >= 2``.
+        high: the upper end ``(P,)``.
+        target: measured values ``(P,)``.
+        resamples: how often the patients are drawn anew, with replacement.
+        confidence: share of the resamples inside the interval of each metric, between 0 and 1.
+        seed: of the draws.
+
+    Returns:
+        ``coverage``, the share of the patients inside, and ``width``, the mean width in target units.
+
+    Raises:
+        ValueError: as :func:`cohort_metrics`.
+
+    Example:
+        >>> interval_metrics(np.zeros(2), np.ones(2), np.array([0.5, 2.0]))["coverage"].value
+        0.5
+    """
+    low, target = _pair(low, target, least=2)
+    high, target = _pair(high, target, least=2)
+    inside = ((low <= target) & (target <= high)).astype(np.float64)
+    measures: dict[str, Measure] = {
+        "coverage": partial(_mean, values=inside),
+        "width": partial(_mean, values=high - low),
+    }
+    return estimates(measures, len(target), resamples=resamples, confidence=confidence, seed=seed)
+
+
 def difference(
     pred_a: Array, pred_b: Array, target: Array, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> Estimate:

@@ -20,7 +20,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from monai_mvreg.metrics.bootstrap import Estimate
-from monai_mvreg.metrics.regression import cohort_metrics, difference, limits_of_agreement, mean_absolute_error
+from monai_mvreg.metrics.regression import (
+    cohort_metrics,
+    difference,
+    interval_metrics,
+    limits_of_agreement,
+    mean_absolute_error,
+)
 from monai_mvreg.metrics.smooth import CalibrationCurve
 from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, rounded, span, value, write_report
 
@@ -31,6 +37,7 @@ _ERRORS = {
     "rmse": "Root mean squared error",
     "bias": "Bias (predicted minus measured)",
     "ici": "Integrated calibration index",
+    "width": "Width of the prediction intervals",
 }
 _MEASURES = {
     **_ERRORS,
@@ -38,12 +45,14 @@ _MEASURES = {
     "r2": "R²",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
+    "coverage": "Coverage of the prediction intervals",
 }
 _LIMITS = (
     "For research use only. This is not a medical device: nothing here may guide the care of a patient.\n\n"
     "The intervals show how much the numbers would move with other patients of the same kind. They do not cover other "
     "hospitals, scanners or protocols, nor another run of the training. The numbers speak for new patients only where "
-    "no patient took part in training or choosing the model that made their own prediction."
+    "no patient took part in training or choosing the model that made their own prediction, or in fitting its "
+    "intervals: the validation patients of a training did the latter two, so evaluate on others."
 )
 
 
@@ -57,7 +66,8 @@ def summarise(predictions: pd.DataFrame, target: str) -> dict[str, Any]:
 
     Returns:
         ``{target: {"unit", "patients", "left_out", "mae": {"value", "low", "high"}, ...}}``, ready for ``json.dumps``:
-        a number that does not exist is None.
+        a number that does not exist is None. With columns ``<target>_low`` and ``<target>_high`` also the coverage and
+        width of these intervals.
 
     Raises:
         ValueError: if a column is missing, a patient has two rows, units differ, a measured value has no prediction,
@@ -81,7 +91,11 @@ def summarise(predictions: pd.DataFrame, target: str) -> dict[str, Any]:
         if wrong.any():
             raise ValueError(f"predictions row {int(wrong.to_numpy().argmax()) + 1}: expected {message}")
     found: dict[str, Any] = {"unit": unit, "patients": int(known.sum()), "left_out": int((~known).sum())}
-    for name, estimate in cohort_metrics(*_pairs(predictions, target)).items():
+    metrics = cohort_metrics(*_pairs(predictions, target))
+    if f"{target}_low" in predictions and predictions.loc[known, f"{target}_low"].notna().all():
+        ends = predictions.loc[known, [f"{target}_low", f"{target}_high", target]].to_numpy(np.float64).T
+        metrics |= interval_metrics(*ends)
+    for name, estimate in metrics.items():
         found[name] = {key: None if math.isnan(number) else number for key, number in asdict(estimate).items()}
     return {target: found}
 
@@ -252,7 +266,7 @@ def figure_scans(images: Sequence[npt.NDArray[Any]], days: Sequence[float], weig
 
 
 def _summary(stored: dict[str, Any], limits: tuple[float, float, float]) -> Section:
-    found = {name: _estimate(stored[name]) for name in _MEASURES}
+    found = {name: _estimate(stored[name]) for name in _MEASURES if name in stored}
     (bias, low, high), unit, r2 = limits, stored["unit"], found["r2"]
     left_out = f" ({stored['left_out']} more had no measured value)" if stored["left_out"] else ""
     share = f"The model accounts for {rounded(100 * r2.value)} % of the variance between patients."
@@ -265,10 +279,16 @@ def _summary(stored: dict[str, Any], limits: tuple[float, float, float]) -> Sect
         f"{'high' if bias > 0 else 'low'}. For about 95 of 100 patients, predicted minus measured value is expected "
         f"between {value(low)} and {value(high, unit)}.{caution(stored['patients'])}"
     )
+    if "coverage" in found:
+        held = _estimate({key: None if part is None else 100 * part for key, part in stored["coverage"].items()})
+        text += (
+            f"\n\nThe prediction intervals held the measured value of {rounded(held.value)} of 100 patients "
+            f"({span(held)}); they are {value(found['width'].value, unit)} wide on average."
+        )
     cells = []
-    for name, label in _MEASURES.items():
+    for name, estimate in found.items():
         own = unit if name in _ERRORS else "1"
-        cells.append((label, value(found[name].value, own), span(found[name], own)))
+        cells.append((_MEASURES[name], value(estimate.value, own), span(estimate, own)))
     return Section("Summary", text, table=pd.DataFrame(cells, columns=["Measure", "Value", "95 % interval"]))
 
 

@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="default: bundle")
     compare.add_argument("--seeds", type=int, default=1, help="trainings of each fold, averaged (default 1)")
     compare.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the bundle")
+    compare.add_argument("--trials", type=int, help="look for good settings with Optuna instead of trying all")
     compare.set_defaults(verb=_compare)
 
     split = verbs.add_parser("split", help="add a column `fold` that keeps each patient in one fold")
@@ -301,15 +302,19 @@ def _crossval(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     import yaml
 
-    from monai_mvreg.compare import compare
+    from monai_mvreg.compare import choices, compare, search
 
-    grid = yaml.safe_load(options.grid.read_text(encoding="utf-8"))
+    grid, plan, seeds = yaml.safe_load(options.grid.read_text(encoding="utf-8")), _plan(options), range(options.seeds)
     if not isinstance(grid, dict):
         raise ValueError(f"{options.grid}: expected settings, each with names and values of its choices")
-    table = compare(_plan(options), grid, options.out, seeds=range(options.seeds))
+    if options.trials is None:
+        runs = choices(grid)
+    else:
+        runs = search(plan, grid, options.out, trials=options.trials, seeds=seeds)
+    table = compare(plan, runs, options.out, seeds=seeds)
     print("\n" + table.to_string(index=False, float_format=lambda number: f"{number:.4g}"))
     print(f"\n{options.out / 'comparison.csv'}: a choice is better than no scan where its whole interval")
-    print("(minus_..._low to minus_..._high) lies on one side of zero")
+    print("(minus_..._low to minus_..._high) lies on one side of zero; among several, choose by `validation`")
 
 
 def _split(options: argparse.Namespace) -> None:

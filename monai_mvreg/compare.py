@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from monai_mvreg.cohort.table import Cohort
-from monai_mvreg.crossval import Plan, crossvalidate, log_hazard
+from monai_mvreg.crossval import Plan, crossvalidate, log_hazard, validation_metric
 from monai_mvreg.losses import CoxLoss
 from monai_mvreg.metrics.bootstrap import Array, Estimate
 from monai_mvreg.metrics.regression import cohort_metrics, difference
@@ -47,32 +47,94 @@ def choices(grid: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     for setting, values in grid.items():
         if not isinstance(values, Mapping) or not values:
             raise ValueError(f"expected a name and a value for each choice of {setting!r}, got {values!r}")
+        if {"low", "high"} & set(values):
+            raise ValueError(f"expected names and values for {setting!r}, got a range: it needs a number of --trials")
     return {
         ", ".join(str(name) for name, _ in some): dict(zip(grid, (value for _, value in some), strict=True))
         for some in itertools.product(*(values.items() for values in grid.values()))
     }
 
 
-def compare(
-    plan: Plan, grid: Mapping[str, Mapping[str, Any]], out: Path, *, seeds: Sequence[int] = (0,)
-) -> pd.DataFrame:
-    """Cross-validate every combination and the baselines, and write ``comparison.csv``.
+def search(
+    plan: Plan, space: Mapping[str, Mapping[str, Any]], out: Path, *, trials: int, seeds: Sequence[int] = (0,)
+) -> dict[str, dict[str, Any]]:
+    """Look for good settings with Optuna's tree-structured Parzen estimator, one cross-validation a trial.
+
+    A trial is judged by its validation patients, never by the tested ones. A search that was stopped is played back
+    from what is finished and goes on; more trials go on where fewer ended.
 
     Args:
         plan: what all of them share.
-        grid: setting -> name of a choice -> its value; see :func:`choices`.
+        space: setting -> its choices, as for :func:`choices`, or a range ``{low: 0.0001, high: 0.01}`` of numbers, with
+            ``log: true`` for one of orders of magnitude; of whole numbers if both ends are whole.
+        out: the folder of the results.
+        trials: number of combinations to try.
+        seeds: each fold is trained once with each.
+
+    Returns:
+        Names such as ``"trial 0, lstm, 0.0021"`` -> settings, in the order of the trials.
+
+    Raises:
+        ModuleNotFoundError: without Optuna, ``pip install "monai-mvreg[search]"``.
+        ValueError: if an entry is neither choices nor a range.
+
+    Source: Bergstra et al., NeurIPS 2011; Akiba et al., KDD 2019. https://doi.org/10.1145/3292500.3330701
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    lower = plan.read("lower_is_better")
+    sampler = optuna.samplers.TPESampler(seed=0)
+    study = optuna.create_study(direction="minimize" if lower else "maximize", sampler=sampler)
+    found = {}
+    for number in range(trials):
+        trial, settings, names = study.ask(), {}, [f"trial {number}"]
+        for setting, values in space.items():
+            name, settings[setting] = _suggest(trial, setting, values)
+            names.append(name)
+        found[", ".join(names)] = settings
+        place = out / _folder(", ".join(names))
+        crossvalidate(replace(plan, settings={**plan.settings, **settings}), place, seeds=seeds)
+        study.tell(trial, validation_metric(place, lower_is_better=lower))
+    return found
+
+
+def _suggest(trial: Any, setting: str, values: Mapping[str, Any]) -> tuple[str, Any]:
+    """What a trial takes for a setting, and its name."""
+    if not isinstance(values, Mapping) or not values:
+        raise ValueError(f"expected choices or a range of {setting!r}, got {values!r}")
+    if not {"low", "high"} & set(values):
+        name = trial.suggest_categorical(setting, list(values))
+        return str(name), values[name]
+    if not {"low", "high"} <= set(values) <= {"low", "high", "log"}:
+        raise ValueError(f"expected low, high and perhaps log for the range of {setting!r}, got {sorted(values)}")
+    whole = isinstance(values["low"], int) and isinstance(values["high"], int)
+    number = (trial.suggest_int if whole else trial.suggest_float)(setting, **values)
+    return f"{number:.3g}", number
+
+
+def compare(
+    plan: Plan, runs: Mapping[str, Mapping[str, Any]], out: Path, *, seeds: Sequence[int] = (0,)
+) -> pd.DataFrame:
+    """Cross-validate every choice and the baselines, and write ``comparison.csv``.
+
+    Args:
+        plan: what all of them share.
+        runs: name of a choice -> its settings; see :func:`choices` and :func:`search`.
         out: the folder of the results; what is finished there is not run again.
         seeds: each fold is trained once with each.
 
     Returns:
-        One row per choice, best first: the error (MAE) or, for a time to event, the concordance, with its interval; and
-        its difference from the first baseline, which knows no scan, on the same patients.
+        One row per choice, best first: the error (MAE) or, for a time to event, the concordance, with its interval; its
+        difference from the first baseline, which knows no scan, on the same patients; and ``validation``, the metric on
+        the patients that chose the epochs. Choose by the latter: a choice by the numbers of the tested patients makes
+        them too good.
 
     Raises:
         ValueError: as :func:`~monai_mvreg.crossval.crossvalidate`.
         ChildProcessError: if a run of the bundle ends with an error.
     """
-    runs = {**choices(grid), **BASELINES}
+    runs = {**runs, **BASELINES}
     tables = {
         name: crossvalidate(replace(plan, settings={**plan.settings, **settings}), out / _folder(name), seeds=seeds)
         for name, settings in runs.items()
@@ -80,6 +142,9 @@ def compare(
     cohort, first = plan.cohort(), next(iter(tables.values()))
     rows_of = _survival_rows if "log_risk" in first.columns else _error_rows
     table = pd.DataFrame(rows_of(tables, first, cohort))
+    lower = plan.read("lower_is_better")
+    chosen_by = {name: validation_metric(out / _folder(name), lower_is_better=lower) for name in tables}
+    table["validation"] = table["choice"].map(chosen_by)
     unfinished = out / "comparison.csv.part"
     table.to_csv(unfinished, index=False, float_format="%.5g")
     unfinished.replace(out / "comparison.csv")

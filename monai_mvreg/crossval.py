@@ -133,6 +133,17 @@ def crossvalidate(plan: Plan, out: Path, *, folds: int = 5, seeds: Sequence[int]
     return table
 
 
+def validation_metric(out: Path, *, lower_is_better: bool) -> float:
+    """The metric of the patients that chose the epochs, at these epochs, averaged over the runs of a cross-validation.
+
+    Args:
+        out: the folder of its results.
+        lower_is_better: as the setting of that name.
+    """
+    histories = [pd.read_csv(path) for path in sorted(out.glob("fold-*_seed-*/training/history.csv"))]
+    return float(np.mean([history.iloc[:, 2].agg("min" if lower_is_better else "max") for history in histories]))
+
+
 def predict_new(plan: Plan, out: Path, table: Path) -> pd.DataFrame:
     """Predict new patients by the mean of all models of a cross-validation, and write ``new_predictions.csv``.
 

@@ -15,7 +15,7 @@ from test_crossval import plan_of, study
 
 from monai_mvreg import compare as module
 from monai_mvreg.cohort.table import Cohort, Patient
-from monai_mvreg.compare import BASELINES, choices, compare
+from monai_mvreg.compare import BASELINES, choices, compare, search
 from monai_mvreg.crossval import Plan
 
 GRID = {"dropout": {"none": 0.0, "half": 0.5}}
@@ -43,6 +43,8 @@ def cross_validated(monkeypatch: pytest.MonkeyPatch, cohort: Cohort, tables: dic
         return tables[out.name]
 
     monkeypatch.setattr(module, "crossvalidate", run)
+    monkeypatch.setattr(module, "validation_metric", lambda out, *, lower_is_better: float(lower_is_better))
+    monkeypatch.setattr(Plan, "read", lambda plan, setting: True)
     monkeypatch.setattr(Plan, "cohort", lambda plan: cohort)
     return seen
 
@@ -58,7 +60,7 @@ def test_every_combination_and_the_baselines_are_compared_on_the_same_patients(
         for name, width in spread.items()
     }
     seen = cross_validated(monkeypatch, cohort, tables)
-    found = compare(Plan(tmp_path, (), tmp_path, {"epochs": 2}), GRID, tmp_path).set_index("choice")
+    found = compare(Plan(tmp_path, (), tmp_path, {"epochs": 2}), choices(GRID), tmp_path).set_index("choice")
     assert [plan.settings for plan in seen[:2]] == [{"epochs": 2, "dropout": 0.0}, {"epochs": 2, "dropout": 0.5}]
     assert seen[2].settings["pool"] == BASELINES["last scan alone"]["pool"]
     assert found.index[0] == "none" and set(found.index) == {
@@ -123,7 +125,7 @@ def test_times_are_compared_by_concordance(tmp_path: Path, monkeypatch: pytest.M
     tables = {name: table.assign(risk_300=right, risk_900=right) for name in ("none", "mean-of-scans")}
     tables |= {name: table.assign(risk_300=wrong, risk_900=wrong) for name in ("half", "last-scan-alone")}
     cross_validated(monkeypatch, cohort, tables)
-    found = compare(Plan(tmp_path, (), tmp_path, {}), GRID, tmp_path).set_index("choice")
+    found = compare(Plan(tmp_path, (), tmp_path, {}), choices(GRID), tmp_path).set_index("choice")
     assert found.loc["Kaplan-Meier", "concordance"] == 0.5 and found.loc["none", "minus_chance_low"] > 0
     assert found.loc["half", "minus_chance_low"] < 0 < found.loc["half", "minus_chance_high"]
     assert "covariates alone" in found.index
@@ -137,8 +139,77 @@ def test_a_grid_that_names_no_choices_is_refused() -> None:
 @pytest.mark.slow
 def test_a_comparison_runs_the_bundle_and_goes_on_where_it_was(tmp_path: Path) -> None:
     folder = study(tmp_path / "data")
-    table = compare(plan_of(folder), {"dropout": {"none": 0.0}}, tmp_path / "out")
+    table = compare(plan_of(folder), {"none": {"dropout": 0.0}}, tmp_path / "out")
     assert set(table["choice"]) == {"none", "last scan alone", "mean of scans", "mean of the training patients"}
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}
-    pd.testing.assert_frame_equal(compare(plan_of(folder), {"dropout": {"none": 0.0}}, tmp_path / "out"), table)
+    pd.testing.assert_frame_equal(compare(plan_of(folder), {"none": {"dropout": 0.0}}, tmp_path / "out"), table)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}
+
+
+SPACE: dict[str, Any] = {
+    "learning_rate": {"low": 0.0001, "high": 1.0, "log": True},
+    "epochs": {"low": 5, "high": 9},
+    "dropout": {"none": 0.0, "half": 0.5},
+}
+
+
+def test_a_search_comes_near_the_optimum_and_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The validation metric is least at a learning rate of 0.01 without dropout."""
+    ran: list[dict[str, Any]] = []
+    done: dict[Path, dict[str, Any]] = {}
+
+    def run(plan: Plan, out: Path, *, seeds: Any) -> None:
+        if len(ran) == 12 and out not in done:
+            raise KeyboardInterrupt
+        if out not in done:
+            ran.append(plan.settings)
+        done[out] = plan.settings
+
+    def error(out: Path, *, lower_is_better: bool) -> float:
+        return float(abs(np.log10(done[out]["learning_rate"]) + 2) + done[out]["dropout"])
+
+    monkeypatch.setattr(module, "crossvalidate", run)
+    monkeypatch.setattr(module, "validation_metric", error)
+    monkeypatch.setattr(Plan, "read", lambda plan, setting: True)
+    plan = Plan(tmp_path, (), tmp_path, {"batch_size": 4})
+    with pytest.raises(KeyboardInterrupt):
+        search(plan, SPACE, tmp_path, trials=40)
+    before = list(ran)
+    monkeypatch.setattr(module, "crossvalidate", lambda plan, out, *, seeds: done.setdefault(out, plan.settings))
+    found = search(plan, SPACE, tmp_path, trials=40)
+    # What was finished is asked for again in the same order, and not run anew.
+    settings = [plan.settings | own for own in found.values()]
+    assert settings[:12] == before and settings == list(done.values()) and len(settings) == 40
+    assert all(1e-4 <= own["learning_rate"] <= 1 and own["epochs"] in range(5, 10) for own in settings)
+    best = min(found.values(), key=lambda own: abs(np.log10(own["learning_rate"]) + 2) + own["dropout"])
+    assert best["dropout"] == 0.0 and 0.005 < best["learning_rate"] < 0.02
+    assert next(iter(found)).startswith("trial 0, ")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (3, "expected choices or a range of 'epochs', got 3"),
+        ({"low": 3}, r"expected low, high and perhaps log for the range of 'epochs', got \['low'\]"),
+        ({"low": 3, "high": 4, "step": 1}, r"got \['high', 'low', 'step'\]"),
+    ],
+)
+def test_a_wrong_space_is_refused(values: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plan, "read", lambda plan, setting: True)
+    with pytest.raises(ValueError, match=message):
+        search(Plan(tmp_path, (), tmp_path, {}), {"epochs": values}, tmp_path, trials=1)
+    with pytest.raises(ValueError, match="it needs a number of --trials"):
+        choices({"epochs": {"low": 3, "high": 4}})
+
+
+def test_a_search_runs_the_bundle_and_stands_beside_the_baselines(tmp_path: Path) -> None:
+    plan = plan_of(study(tmp_path / "data"))
+    runs = search(plan, {"learning_rate": {"low": 0.001, "high": 0.01}}, tmp_path / "out", trials=1)
+    found = compare(plan, runs, tmp_path / "out").set_index("choice")
+    (name,) = runs
+    histories = sorted((tmp_path / "out").glob("trial-0*/fold-*/training/history.csv"))
+    assert len(histories) == 3
+    best = np.mean([pd.read_csv(history)["mae"].min() for history in histories])
+    assert found.loc[name, "validation"] == pytest.approx(best)

@@ -50,6 +50,7 @@ RUNS = {
     "hippo mean, mean pool": Run("hippo3d_bags", "mean_mm3", (), 130.0),
     "hippo sum, sum pool": Run("hippo3d_bags", "sum_mm3", (*SUM, "--learning_rate", "0.03"), 560.0),
     "oasis brain volume, gated attention": Run("oasis2_long", "nwbv_last", (), 0.0181),
+    "knees, summed grade, mean pool": Run("knee_kl", "kl_sum", ("--pool#_target_", f"{POOLS}.MeanPool"), 1.05),
     "growth rate, trend pool": Run("growth3d", "v_mm_per_year", (), 4.5),
 }
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,7 @@ import pytest
 import sklearn.linear_model
 from sksurv.linear_model import CoxPHSurvivalAnalysis
 from sksurv.util import Surv
-from test_crossval import plan_of, study
+from test_crossval import BUNDLE, plan_of, study
 
 from monai_mvreg import compare as module
 from monai_mvreg.cohort.table import Cohort, Patient
@@ -213,3 +218,26 @@ def test_a_search_runs_the_bundle_and_stands_beside_the_baselines(tmp_path: Path
     assert len(histories) == 3
     best = np.mean([pd.read_csv(history)["mae"].min() for history in histories])
     assert found.loc[name, "validation"] == pytest.approx(best)
+
+
+@pytest.mark.slow
+def test_a_comparison_that_was_killed_ends_with_the_same_table(tmp_path: Path) -> None:
+    folder = study(tmp_path / "data")
+    (folder / "space.yaml").write_text("learning_rate: {low: 0.001, high: 0.01}\n")
+
+    def command(out: Path) -> list[str]:
+        program = [sys.executable, "-c", "import sys; from monai_mvreg.cli import main; sys.exit(main())", "compare"]
+        files = [str(folder / "space.yaml"), str(folder / "tiny.yaml"), "--dataset_dir", str(folder)]
+        return [*program, *files, "--out", str(out), "--bundle", str(BUNDLE), "--trials", "1"]
+
+    subprocess.run(command(tmp_path / "whole"), check=True, stdout=subprocess.DEVNULL)
+    for moment in ("trial-0*/fold-1_seed-0/train.log", "last-scan-alone/fold-0_seed-0/train.done"):
+        run = subprocess.Popen(command(tmp_path / "out"), start_new_session=True, stdout=subprocess.DEVNULL)
+        while not list((tmp_path / "out").glob(moment)):
+            assert run.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    subprocess.run(command(tmp_path / "out"), check=True, stdout=subprocess.DEVNULL)
+    assert (tmp_path / "out/comparison.csv").read_text() == (tmp_path / "whole/comparison.csv").read_text()

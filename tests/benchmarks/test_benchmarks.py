@@ -114,3 +114,11 @@ def test_both_knees_tell_more_than_one_and_their_intervals_hold(tmp_path: Path) 
         low, high = fit_interval(pred[known], target[known], confidence=0.9).around(pred[new])
         held.append(((target[new] >= low) & (target[new] <= high)).mean())
     assert 0.88 <= np.mean(held) <= 0.92
+
+
+def test_the_length_of_the_follow_up_is_read_from_the_dates_alone(tmp_path: Path) -> None:
+    pool = DATED_LSTM.replace("LSTMPool", "GRUPool")
+    settings = ("--spatial_size", "[32,32]", "--epochs", "40", "--pool", pool)
+    run = Run("oasis2_long", "followup_years", settings, 0.0)
+    assert bundle_run("train", run, tmp_path / "dated")["r2"] > 0.95
+    assert bundle_run("train", run, tmp_path / "undated", "--columns#day", "$None")["r2"] < 0.3

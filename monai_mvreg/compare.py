@@ -75,13 +75,14 @@ def search(
         Names such as ``"trial 0, lstm, 0.0021"`` -> settings, in the order of the trials.
 
     Raises:
-        ModuleNotFoundError: without Optuna, ``pip install "monai-mvreg[search]"``.
-        ValueError: if an entry is neither choices nor a range.
+        ValueError: if an entry is neither choices nor a range, or Optuna, the extra ``search``, is not installed.
 
     Source: Bergstra et al., NeurIPS 2011; Akiba et al., KDD 2019. https://doi.org/10.1145/3292500.3330701
     """
-    import optuna
-
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise ValueError('a search needs Optuna, which is not installed: pip install "monai-mvreg[search]"') from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     lower = plan.read("lower_is_better")
     sampler = optuna.samplers.TPESampler(seed=0)

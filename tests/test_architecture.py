@@ -170,8 +170,8 @@ def test_every_import_of_the_package_is_a_declared_dependency() -> None:
     extras = text.split("[project.optional-dependencies]", 1)[1].split("\ndocs", 1)[0]
     needed = {path: foreign(path) for path in MODULES}
     for path, names in needed.items():
-        # Adapters name their dependencies in the extra "deploy".
-        declared = re.findall(r'"([A-Za-z0-9_.-]+)', block + (extras if room_of(path) == "deploy" else ""))
+        # Adapters name their dependencies in the extra "deploy", a search its own in "search".
+        declared = re.findall(r'"([A-Za-z0-9_.-]+)', block + (extras if room_of(path) in {"deploy", "compare"} else ""))
         known = {name.lower().replace("_", "-") for name in declared}
         missing = {name for name in names if DISTRIBUTIONS.get(name, name).lower().replace("_", "-") not in known}
         assert missing == set(), name_of(path)

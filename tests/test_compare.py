@@ -209,6 +209,12 @@ def test_a_wrong_space_is_refused(values: Any, message: str, tmp_path: Path, mon
         choices({"epochs": {"low": 3, "high": 4}})
 
 
+def test_a_search_without_optuna_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ValueError, match=r'pip install "monai-mvreg\[search\]"'):
+        search(Plan(tmp_path, (), tmp_path, {}), SPACE, tmp_path, trials=1)
+
+
 def test_a_search_runs_the_bundle_and_stands_beside_the_baselines(tmp_path: Path) -> None:
     plan = plan_of(study(tmp_path / "data"))
     runs = search(plan, {"learning_rate": {"low": 0.001, "high": 0.01}}, tmp_path / "out", trials=1)

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_mvreg.calibration import fit_lower_bound
-from monai_mvreg.metrics.survival import Forecast, survival_differences
+from monai_mvreg.calibration import fit_baseline, fit_lower_bound
+from monai_mvreg.metrics.survival import Forecast, d_calibration, survival_differences
 
 ROOT = Path(__file__).parents[2]
 PACK = ROOT.parent / "shared/data/growth3d"
@@ -65,6 +65,20 @@ def metrics(folder: Path) -> dict[str, dict[str, float]]:
 def test_dates_and_order_are_read_from_the_scans(name: str, results: dict[str, Path]) -> None:
     assert metrics(results[name])["harrell"]["value"] >= 0.88
     assert metrics(results[name])["d_calibration_p"] > 0.05  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("trend")])
+def test_curves_of_one_half_of_the_patients_are_calibrated_on_the_other(name: str, results: dict[str, Path]) -> None:
+    table = pd.read_csv(results[name] / "predictions.csv")
+    risk, label = table["log_risk"].to_numpy(), table[["tte_days", "event"]].to_numpy(np.float64)
+    rejected = 0
+    for seed in range(20):
+        order = np.random.default_rng(seed).permutation(len(table))
+        known, new = order[: len(order) // 2], order[len(order) // 2 :]
+        curves = fit_baseline(risk[known], label[known])
+        own = np.diagonal(curves.survival(risk[new], label[new, 0]))
+        rejected += d_calibration(own, label[new]) < 0.05
+    assert rejected <= 2
 
 
 @pytest.mark.parametrize("blind", ["last scan alone, Cox", "mean of scans, Cox"])

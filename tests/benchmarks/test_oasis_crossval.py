@@ -51,4 +51,4 @@ def test_brain_volume_is_predicted_for_everybody_also_with_a_view_missing(tmp_pa
         subprocess.run(changed.arguments("evaluate"), check=True)
         parts.append(pd.read_csv(run / "dropped/predictions.csv", dtype={"fold": str}))
     by_fold = [average([part for part in parts if part["fold"].iloc[0] == fold]) for fold in table["fold"].unique()]
-    assert r2(pd.concat(by_fold)) >= 0.4
+    assert r2(pd.concat(by_fold)) >= 0.5

@@ -1,11 +1,21 @@
-"""Items -> batch: patients with different numbers of scans side by side."""
+"""Items -> batch: which patients, drawn how, and their different numbers of scans side by side."""
 
+import random
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from ignite.engine import Events
+from monai.engines import PrepareBatchExtraInput
+from monai.transforms import Randomizable
+from monai.utils import CommonKeys
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
+
+Array = npt.NDArray[Any]
 
 
 def collate_scans(patients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -53,38 +63,156 @@ def collate_scans(patients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-class EventSampler(Sampler[int]):
-    """A random order of patients in which the events are spread over the batches as evenly as they can be.
+class PatientBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of patients in an order that seed and epoch alone decide, shared out to all processes.
 
-    A batch without an event teaches Cox's loss nothing. Every patient comes once an epoch.
+    For ``DataLoader(SeededScans(dataset), batch_sampler=...)``: each patient comes as ``(index, seed)``, the seed being
+    that of the random transforms. So neither the number of workers nor an interruption changes what is drawn, and
+    several processes draw together what one process with so many times the patients in a batch would. Attached to a
+    trainer, it knows the epoch, and begins behind the batches that were done before an interruption.
 
     Args:
-        label: one label per patient; the event, 1 or 0, is its second number.
-        batch_size: patients in a batch.
+        counts: number of scans of each patient.
+        batch_size: patients in a batch of one process. A last batch of one patient, or of fewer than there are
+            processes, is left out of the epoch: one scan alone is too little for batch normalisation.
+        max_scans: a budget of scans for a batch of one process instead of patients. Batches are then formed of patients
+            with like numbers of scans, so memory is even and the pool pads little.
+        events: 1 or 0 for each patient; events are spread over the batches as evenly as they can be, since a batch
+            without an event teaches Cox's loss nothing. None: at random.
+        seed: of everything that is drawn.
+        rank: of this process.
+        processes: how many share the patients.
 
     Raises:
-        ValueError: if a label is not a time and an event.
+        ValueError: if there are fewer patients than processes, a patient has more scans than ``max_scans``, or
+            ``max_scans`` and ``events`` are given together.
     """
 
-    def __init__(self, label: Sequence[Sequence[float]], batch_size: int) -> None:
-        if any(len(row) < 2 for row in label):
-            raise ValueError("expected labels of time and event, got one number: give columns#event")
-        self.event = torch.tensor([row[1] > 0 for row in label])
-        self.batch_size = batch_size
+    def __init__(
+        self,
+        counts: Sequence[int],
+        batch_size: int,
+        *,
+        max_scans: int | None = None,
+        events: Sequence[float] | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        if len(counts) < processes:
+            raise ValueError(f"expected a patient for each of {processes} processes, got {len(counts)} patients")
+        if max_scans is not None and max(counts) > max_scans:
+            raise ValueError(f"expected max_scans of at least {max(counts)}, the scans of one patient, got {max_scans}")
+        if max_scans is not None and events is not None:
+            raise ValueError("expected either max_scans or events to form batches by, got both")
+        self.counts, self.batch_size, self.max_scans = np.asarray(counts), batch_size, max_scans
+        self.events = None if events is None else np.asarray(events) > 0
+        self.seed, self.rank, self.processes = seed, rank, processes
+        self.epoch, self.done = 1, 0
+
+    def attach(self, engine: Any) -> None:
+        """Register with a trainer as a handler."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+
+    def _begin(self, engine: Any) -> None:
+        self.epoch, self.done = engine.state.epoch, engine.state.iteration % engine.state.epoch_length
 
     def __len__(self) -> int:
-        return len(self.event)
+        """Batches of this process in an epoch, the same number in all of them."""
+        return len(self._together(np.random.default_rng(0))) // self.processes
 
-    def __iter__(self) -> Iterator[int]:
-        """Draw events and the others by themselves, and lay the events out at even distances in a random order."""
-        order = torch.randperm(len(self.event))
-        events, others = order[self.event[order]].tolist(), order[~self.event[order]].tolist()
-        batches = -(-len(order) // self.batch_size)
-        sizes = [min(self.batch_size, len(order) - batch * self.batch_size) for batch in range(batches)]
-        filled: list[list[int]] = [[] for _ in sizes]
-        for place in torch.randperm(batches).tolist() * self.batch_size:
-            if events and len(filled[place]) < sizes[place]:
-                filled[place].append(events.pop())
-        for batch, size in zip(filled, sizes, strict=True):
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Draw the batches of this process."""
+        draw = np.random.default_rng([self.seed, self.epoch])
+        seeds = draw.integers(2**32, size=len(self.counts)).tolist()
+        own = self._together(draw)[self.rank :: self.processes]
+        for batch in own[self.done :]:
+            yield [(index, seeds[index]) for index in batch]
+
+    def _together(self, draw: np.random.Generator) -> list[list[int]]:
+        """Draw the batches of all processes; those that are computed together stand behind each other."""
+        if self.max_scans is not None:
+            return self._within_budget(draw, self.max_scans)
+        order = draw.permutation(len(self.counts))
+        size = self.batch_size * self.processes
+        batches = np.array_split(order, range(size, len(order), size))
+        if len(batches) > 1 and len(batches[-1]) < max(2, self.processes):
+            batches.pop()
+        if self.events is not None:
+            batches = self._spread([len(batch) for batch in batches], np.concatenate(batches), draw)
+        return [batch[rank :: self.processes].tolist() for batch in batches for rank in range(self.processes)]
+
+    def _spread(self, sizes: list[int], order: Array, draw: np.random.Generator) -> list[Array]:
+        """Deal events to batches of these sizes in turn, and fill up with the others."""
+        assert self.events is not None
+        events, others = order[self.events[order]].tolist(), order[~self.events[order]].tolist()
+        batches: list[list[int]] = [[] for _ in sizes]
+        for place in draw.permutation(len(sizes)).tolist() * max(sizes):
+            if events and len(batches[place]) < sizes[place]:
+                batches[place].append(events.pop())
+        for batch, size in zip(batches, sizes, strict=True):
             batch += [others.pop() for _ in range(size - len(batch))]
-            yield from (batch[i] for i in torch.randperm(size).tolist())
+        return [draw.permutation(batch) for batch in batches]
+
+    def _within_budget(self, draw: np.random.Generator, max_scans: int) -> list[list[int]]:
+        """Cut the patients, by number of scans, into batches of at most so many; their number is always the same."""
+        order = draw.permutation(len(self.counts))
+        order = order[np.argsort(self.counts[order], kind="stable")]
+        batches: list[list[int]] = [[]]
+        for index in order.tolist():
+            if self.counts[[*batches[-1], index]].sum() > max_scans:
+                batches.append([])
+            batches[-1].append(index)
+        while len(batches) % self.processes and max(map(len, batches)) > 1:
+            most = batches.pop(max(range(len(batches)), key=lambda place: len(batches[place])))
+            batches += [most[::2], most[1::2]]
+        shared = len(batches) - len(batches) % self.processes
+        return [batches[place] for place in draw.permutation(len(batches))[:shared]]
+
+
+class SeededScans(Dataset[Any]):
+    """Patients of a dataset by ``(index, seed)``: what random transforms draw depends on the seed alone.
+
+    Args:
+        dataset: any dataset of MONAI with a ``transform``.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        """Prepare a patient; the random states of the process stay as they are."""
+        index, seed = place
+        if isinstance(self.dataset.transform, Randomizable):
+            self.dataset.transform.set_random_state(seed)
+        # Transforms from elsewhere draw from the global states.
+        before = random.getstate(), np.random.get_state()
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            item = self.dataset[index]
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        return item
+
+
+def outlive_one_signal(worker: int) -> None:
+    """Let a worker outlive its first SIGTERM, for ``worker_init_fn``.
+
+    A cluster sends it to all processes of a training, whose main one still has to finish its batch. At its own end
+    that one sends another.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+
+
+class StreamedImages(PrepareBatchExtraInput):
+    """Prepare a batch whose images stay in host memory; a network with ``chunk_size`` moves them chunk by chunk."""
+
+    def __call__(self, batchdata: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Move all but the image to the device."""
+        _, *others = super().__call__({**batchdata, CommonKeys.IMAGE: batchdata["mask"]}, *args, **kwargs)
+        return batchdata[CommonKeys.IMAGE], *others

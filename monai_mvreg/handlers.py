@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,10 +47,11 @@ class HistorySaver:
         path: the file; written anew after every epoch, so that it is whole after an interruption.
         evaluator: the validation evaluator.
         metric: the name of its metric.
+        write: false on all processes but one.
     """
 
-    def __init__(self, path: str, evaluator: Engine, metric: str) -> None:
-        self.path, self.evaluator, self.metric = Path(path), evaluator, metric
+    def __init__(self, path: str, evaluator: Engine, metric: str, *, write: bool = True) -> None:
+        self.path, self.evaluator, self.metric, self.write = Path(path), evaluator, metric, write
         self.rows: list[list[str]] = []
         self.losses: list[Tensor] = []
         self.validated = False
@@ -61,8 +62,16 @@ class HistorySaver:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
         self.evaluator.add_event_handler(Events.COMPLETED, self._validation)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far, and the losses of the epoch that is not over."""
+        return {"rows": self.rows, "losses": [float(loss) for loss in self.losses]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on behind these rows."""
+        self.rows, self.losses = list(state_dict["rows"]), [torch.tensor(loss) for loss in state_dict["losses"]]
+
     def _iteration(self, engine: Engine) -> None:
-        self.losses.append(engine.state.output[CommonKeys.LOSS].detach())
+        self.losses.append(engine.state.output[CommonKeys.LOSS].detach().cpu())
 
     def _validation(self, evaluator: Engine) -> None:
         self.validated = True
@@ -72,7 +81,8 @@ class HistorySaver:
         loss = float(torch.stack(self.losses).mean())
         self.rows.append([str(engine.state.epoch), f"{loss:.6g}", metric])
         self.losses, self.validated = [], False
-        _write_csv(self.path, ["epoch", "train_loss", self.metric], self.rows)
+        if self.write:
+            _write_csv(self.path, ["epoch", "train_loss", self.metric], self.rows)
 
 
 class PredictionInterval(Protocol):

@@ -347,10 +347,6 @@ class GatheredLoss(nn.Module):
         # The same value, with as many times the gradient as there are processes.
         return loss + (len(sizes) - 1) * (loss - loss.detach())
 
-    def log_risk(self, prediction: Tensor) -> Tensor:
-        """The log risk ``(B, 1)`` in a prediction, as the loss says."""
-        return self.loss.log_risk(prediction)  # type: ignore[operator]
-
 
 def _gather(rows: Tensor, sizes: list[int]) -> Tensor:
     """Rows of all processes, in their order; the own ones keep their gradient."""

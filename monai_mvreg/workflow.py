@@ -1,6 +1,7 @@
 """A bundle's run: what ``monai.bundle run`` lacks, a mistyped setting refused and an error in one line."""
 
 import difflib
+import hashlib
 import inspect
 import json
 import logging
@@ -8,7 +9,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import TracebackType
@@ -128,6 +129,29 @@ def same_settings(path: str) -> dict[str, Any]:
     return trained
 
 
+def describe_run(patients: Sequence[Mapping[str, Any]], root: str, *, processes: int = 1) -> dict[str, Any]:
+    """Describe what the numbers of a training depend on, for a checkpoint to compare: every setting, and the cohort.
+
+    Where things lie may change (folders, the device, workers, what is kept in memory): none of it changes a number.
+
+    Args:
+        patients: the items of the datasets for training and validation.
+        root: the folder that their scans lie in.
+        processes: how many train together.
+
+    Returns:
+        Each setting by its name, ``cohort`` (a hash) and ``processes``.
+    """
+    places = {"bundle_root", "dataset_dir", "output_dir", "model_dir", "cohort_file", "outcomes_file", "device"}
+    places |= {"workers", "cache_rate", "main_process", "resume", "imports", "initialize", "run", "finalize"}
+    settings = {name: value for name, value in _leaves(_calling_config()) if name.split("#")[0] not in places}
+    cohort = hashlib.sha256()
+    for patient in patients:
+        scans = [os.path.relpath(scan, root) for scan in patient["image"]]
+        cohort.update(json.dumps({**patient, "image": scans}, sort_keys=True).encode())
+    return {**json.loads(json.dumps(settings)), "cohort": cohort.hexdigest()[:16], "processes": processes}
+
+
 def expect_validation(epochs: int, interval: int) -> None:
     """Refuse a training that would end before its first validation, and so without a model.
 
@@ -136,6 +160,16 @@ def expect_validation(epochs: int, interval: int) -> None:
     """
     if interval > epochs:
         raise ValueError(f"expected val_interval of at most epochs, {epochs}, got {interval}: no model would be saved")
+
+
+def expect_share(patients: int, processes: int) -> None:
+    """Refuse a validation in which a process would have no patient: the others would wait for it without end.
+
+    Raises:
+        ValueError: if there are fewer patients than processes.
+    """
+    if patients < processes:
+        raise ValueError(f"expected a validation patient for each of {processes} processes, got {patients} patients")
 
 
 def explain_errors() -> None:
@@ -152,8 +186,9 @@ def explain_errors() -> None:
 
 
 def _no_traceback(record: logging.LogRecord) -> bool:
-    """Leave out MONAI's traceback of an error inside a run: the error itself is printed at its end."""
-    return not record.exc_info or record.exc_info[1] is None or user_error(record.exc_info[1]) is None
+    """Leave out MONAI's traceback of an error, which is printed at the end of a run, and of a stop on request."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or not (isinstance(error, SystemExit) or user_error(error))
 
 
 def user_error(error: BaseException) -> BaseException | None:

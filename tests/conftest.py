@@ -9,7 +9,7 @@ from monai.networks.nets import DenseNet121, EfficientNetBN, ViT, resnet10
 from torch import Tensor, nn
 
 from monai_mvreg.networks import pools
-from monai_mvreg.networks.encoders import SliceEncoder, TokenEncoder, cut_layer
+from monai_mvreg.networks.encoders import HistogramEncoder, SliceEncoder, TokenEncoder, cut_layer
 
 torch.set_num_threads(1)
 
@@ -61,6 +61,7 @@ ENCODERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (1, 32, 32),
     ),
     "MONAI ViT": (monai_vit, (1, 32, 32)),
+    "histogram": (lambda: HistogramEncoder(8, low=-2, high=2), (1, 32, 32)),
     "slices": (lambda: SliceEncoder(monai_resnet(2)), (1, 32, 32, 3)),
 }
 

@@ -42,6 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "transforms": set(),
     "cohort": {"scans"},
     "calibration": {"metrics"},
+    "checkpoint": set(),
     "handlers": set(),
     "data": set(),
     "workflow": set(),

@@ -1,12 +1,18 @@
 """Items to batch: padding, mask and refusals."""
 
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from monai.data import CacheDataset, DataLoader
+from monai.transforms import Compose, RandomizableTransform
 from torch.testing import assert_close
 
-from monai_mvreg.data import EventSampler, collate_scans
+from monai_mvreg.data import PatientBatches, SeededScans, StreamedImages, collate_scans
 
 
 def patient(scans: int, **more: Any) -> dict[str, Any]:
@@ -65,26 +71,136 @@ def test_a_date_or_view_for_each_scan_is_required(key: str) -> None:
         collate_scans([{**patient(3), key: [0, 1]}, patient(3)])
 
 
+# ---- Which patients --------------------------------------------------------------------------------------------------
+
+
+def drawn(batches: PatientBatches, epoch: int = 1) -> list[list[int]]:
+    batches.epoch = epoch
+    return [[index for index, _ in batch] for batch in batches]
+
+
 @pytest.mark.parametrize(("patients", "events", "batch_size"), [(40, 10, 8), (41, 3, 8), (7, 7, 3), (9, 0, 4)])
-def test_events_are_spread_over_the_batches_and_every_patient_comes_once(
-    patients: int, events: int, batch_size: int
+def test_events_are_spread_over_the_batches(patients: int, events: int, batch_size: int) -> None:
+    has = [float(number < events) for number in range(patients)]
+    batches = PatientBatches([1] * patients, batch_size, events=has)
+    for epoch in (1, 2, 3):
+        found = drawn(batches, epoch)
+        held = [sum(number < events for number in batch) for batch in found if len(batch) == batch_size]
+        assert max(held) - min(held) <= 1 and len(found) == len(batches)
+
+
+@pytest.mark.parametrize("events", [None, [1.0, 0.0, 0.0] * 14])
+def test_every_patient_comes_once_an_epoch_in_another_order(events: list[float] | None) -> None:
+    batches = PatientBatches([1] * 42, 8, events=events)
+    orders = [[index for batch in drawn(batches, epoch) for index in batch] for epoch in (1, 2)]
+    assert all(sorted(order) == list(range(42)) for order in orders) and orders[0] != orders[1]
+    assert len(batches) == 6
+
+
+def test_a_last_batch_of_one_patient_is_left_out() -> None:
+    batches = PatientBatches([1] * 9, 4)
+    assert [len(batch) for batch in drawn(batches)] == [4, 4] and len(batches) == 2
+
+
+@pytest.mark.parametrize("patients", [12, 13, 14, 15])
+def test_processes_draw_together_what_one_process_draws(patients: int) -> None:
+    events = [float(number % 3 == 0) for number in range(patients)]
+    shards = [PatientBatches([1] * patients, 2, events=events, rank=rank, processes=2) for rank in (0, 1)]
+    for epoch in (1, 2):
+        for shard in shards:
+            shard.epoch = epoch
+        together = [sorted(first + second) for first, second in zip(*shards, strict=True)]
+        alone = PatientBatches([1] * patients, 4, events=events)
+        alone.epoch = epoch
+        assert together == [sorted(batch) for batch in alone]
+        assert all(batch for shard in shards for batch in shard)
+
+
+@given(st.lists(st.integers(1, 12), min_size=3, max_size=60), st.integers(12, 40), st.integers(1, 3), st.integers(1, 5))
+def test_a_budget_of_scans_holds_and_batches_are_as_many_in_every_epoch(
+    counts: list[int], max_scans: int, processes: int, epoch: int
 ) -> None:
-    label = [[1.0, float(number < events)] for number in range(patients)]
-    sampler = EventSampler(label, batch_size)
-    orders = []
-    for _ in range(3):
-        order = list(sampler)
-        assert sorted(order) == list(range(patients)) and len(sampler) == patients
-        held = [
-            sum(number < events for number in order[start : start + batch_size])
-            for start in range(0, patients, batch_size)
-        ]
-        full = held[: patients // batch_size]
-        assert max(full) - min(full) <= 1
-        orders.append(order)
-    assert orders[0] != orders[1] != orders[2]
+    shards = [
+        PatientBatches(counts, 1, max_scans=max_scans, rank=rank, processes=processes) for rank in range(processes)
+    ]
+    found = [batch for shard in shards for batch in drawn(shard, epoch)]
+    assert {len(drawn(shard, epoch)) for shard in shards} == {len(shards[0])}
+    assert all(0 < sum(counts[index] for index in batch) <= max_scans for batch in found)
+    once = sorted(index for batch in found for index in batch)
+    assert len(set(once)) == len(once)
+    if processes == 1:
+        assert once == list(range(len(counts)))
 
 
-def test_a_label_without_an_event_is_refused() -> None:
-    with pytest.raises(ValueError, match="give columns#event"):
-        EventSampler([[1.0], [2.0]], 2)
+def test_batches_by_budget_pad_little() -> None:
+    counts = np.random.default_rng(0).integers(1, 13, 400).tolist()
+    batches = drawn(PatientBatches(counts, 1, max_scans=60))
+    padded = sum(len(batch) * max(counts[index] for index in batch) for batch in batches)
+    assert padded < 1.05 * sum(counts)
+    taken = [sum(counts[index] for index in batch) for batch in batches]
+    assert np.median(taken) > 48
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"counts": [1], "processes": 2}, "a patient for each of 2 processes, got 1"),
+        ({"counts": [3, 9], "max_scans": 8}, "max_scans of at least 9, the scans of one patient, got 8"),
+        ({"counts": [1, 1], "max_scans": 8, "events": [1, 0]}, "either max_scans or events"),
+    ],
+)
+def test_batches_that_cannot_be_formed_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PatientBatches(options.pop("counts"), 2, **options)
+
+
+# ---- Seeds -----------------------------------------------------------------------------------------------------------
+
+
+class Noise(RandomizableTransform):
+    """Adds noise from all three sources that transforms may draw from."""
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        drawn = [*self.R.uniform(size=2).tolist(), random.random(), np.random.rand(), torch.rand(1).item()]
+        return {**data, "image": data["image"] + torch.tensor(drawn).sum()}
+
+
+def noisy(workers: int, epoch: int = 1) -> list[torch.Tensor]:
+    dataset = CacheDataset([patient(n % 3 + 1) for n in range(7)], Compose([Noise()]), progress=False)
+    batches = PatientBatches([n % 3 + 1 for n in range(7)], 3, seed=4)
+    batches.epoch = epoch
+    loader = DataLoader(
+        SeededScans(dataset),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate_scans,
+        generator=torch.Generator(),
+    )
+    return [batch["image"] for batch in loader]
+
+
+def test_augmentation_is_the_same_with_any_number_of_workers() -> None:
+    alone = noisy(0)
+    for workers in (1, 2):
+        assert_close(noisy(workers), alone, rtol=0, atol=0)
+    assert (noisy(0, epoch=2)[0] != alone[0][..., :1, :1]).any()
+
+
+def test_augmentation_leaves_the_random_states_of_the_process_alone() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    expected = torch.rand(1).item(), np.random.rand(), random.random()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    noisy(0)
+    assert (torch.rand(1).item(), np.random.rand(), random.random()) == expected
+
+
+def test_images_may_stay_where_they_are() -> None:
+    batch = collate_scans([patient(2, label=[1.0]), patient(1, label=[2.0])])
+    prepare = StreamedImages(extra_keys={"mask": "mask", "time": "time"})
+    image, label, _, extra = prepare(batch, device="meta")
+    assert image is batch["image"]
+    assert {label.device.type, extra["mask"].device.type, extra["time"].device.type} == {"meta"}

@@ -1,14 +1,18 @@
 """Batch to number: the whole network, its target scaling and its covariates."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from monai_mvreg.networks.encoders import PretrainedEncoder
 from monai_mvreg.networks.multiscan import Covariates, MultiScanNet, TargetScaling
 from monai_mvreg.networks.pools import AttentionPool, LSTMPool, MeanPool
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+SIZE = 6
 MASK = torch.tensor([[True, True, True], [True, False, False], [True, True, False]])
 
 
@@ -219,3 +223,122 @@ def test_the_view_of_padding_never_matters() -> None:
 def test_views_start_without_a_difference() -> None:
     net, (image, mask, time) = MultiScanNet(Encoder(), MeanPool(6), views=2).eval(), batch()
     assert_close(net(image, mask, time, mask.long()), net(image, mask, time))
+
+
+# ---- Chunks ----------------------------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """A small encoder with dropout and a normalisation of each scan by itself."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, SIZE, 3), nn.GroupNorm(2, SIZE), nn.ReLU(), nn.Dropout(dropout), nn.Flatten(2)
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers(image).mean(2)
+
+
+def gradients(net: nn.Module, inputs: tuple[Tensor, ...], *, seed: int = 0) -> list[Tensor]:
+    torch.manual_seed(seed)
+    net.zero_grad()
+    net(*inputs).square().sum().backward()
+    return [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
+
+
+def like(net: MultiScanNet, chunk_size: int | None) -> MultiScanNet:
+    """The same network, encoded in other chunks."""
+    other = copy.deepcopy(net)
+    other.chunk_size = chunk_size
+    return other
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 5, 6, 100])
+@pytest.mark.parametrize("masked", [True, False])
+def test_gradients_in_chunks_equal_those_of_plain_backpropagation(chunk_size: int, masked: bool) -> None:
+    inputs = batch() if masked else batch()[:1]
+    net = MultiScanNet(Plain(), AttentionPool(SIZE))
+    assert_close(like(net, chunk_size)(*inputs), net(*inputs))
+    assert_close(gradients(like(net, chunk_size), inputs), gradients(net, inputs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dropout_is_replayed_when_a_chunk_is_encoded_again(dtype: torch.dtype) -> None:
+    inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in batch())
+    net = MultiScanNet(Plain(0.5), MeanPool(SIZE)).to(dtype)
+
+    def unchunked(image: Tensor, mask: Tensor, time: Tensor) -> Tensor:
+        """The same two scans at a time in the same order, with all graphs kept."""
+        embeddings = torch.zeros(*mask.shape, SIZE, dtype=dtype)
+        embeddings[mask] = torch.cat([net.encoder(part) for part in image[mask].split(2)])
+        return net.predict_from_pooled(net.pool(embeddings, mask, time)[0])
+
+    torch.manual_seed(3)
+    unchunked(*inputs).square().sum().backward()
+    expected = [parameter.grad.clone() for parameter in net.parameters()]  # type: ignore[union-attr]
+    after = torch.rand(1)
+    got = gradients(like(net, 2), inputs, seed=3)
+    assert_close(got, expected, rtol=1e-5, atol=1e-7)
+    torch.manual_seed(3)
+    like(net, 2)(*inputs)
+    assert torch.rand(1) == after  # and what is drawn next is what would have been
+
+
+def test_memory_does_not_grow_with_the_number_of_scans() -> None:
+    """Counts the numbers that are kept for the gradients, which torch hands to the hooks."""
+    net, kept = MultiScanNet(Plain(), MeanPool(SIZE), chunk_size=2), []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    def size_of(scans: int) -> int:
+        kept.clear()
+        image = torch.randn(1, scans, 1, 64, 64)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            net(image, torch.ones(1, scans, dtype=torch.bool), torch.arange(scans)[None].float())
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+        return sum(storages.values()) - image.untyped_storage().nbytes()
+
+    few, many = size_of(4), size_of(64)
+    # What is left to grow is the embeddings, 60 scans of SIZE numbers.
+    assert many <= 1.15 * few
+    net.chunk_size = None
+    assert size_of(64) > 10 * few
+
+
+def test_batch_normalisation_in_chunks_is_refused_unless_it_is_frozen() -> None:
+    inputs = batch()
+    with pytest.raises(ValueError, match=r"expected an encoder without BatchNorm2d in training mode for chunk_size"):
+        MultiScanNet(Encoder(), MeanPool(SIZE), chunk_size=2)(*inputs)
+    frozen = MultiScanNet(PretrainedEncoder(Encoder(), learn=["*"]), MeanPool(SIZE))
+    assert_close(gradients(like(frozen, 2), inputs), gradients(frozen, inputs), rtol=1e-5, atol=1e-6)
+    in_use = MultiScanNet(Encoder(), MeanPool(SIZE), chunk_size=2).eval()
+    assert_close(in_use(*inputs), like(in_use, None)(*inputs))
+
+
+def test_a_chunk_of_no_scans_is_refused() -> None:
+    with pytest.raises(ValueError, match="chunk_size of at least one scan, got 0"):
+        MultiScanNet(Plain(), MeanPool(SIZE), chunk_size=0)
+
+
+def test_chunks_work_under_automatic_mixed_precision() -> None:
+    inputs, net = batch(), MultiScanNet(Plain(), MeanPool(SIZE))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        chunked, whole = gradients(like(net, 2), inputs), gradients(net, inputs)
+    assert_close(chunked, whole, rtol=2e-2, atol=2e-3)
+
+
+def test_chunks_work_compiled() -> None:
+    inputs, net = batch(), MultiScanNet(Plain(), MeanPool(SIZE))
+    compiled = like(net, 2)
+    compiled.encoder.compile(backend="aot_eager")
+    assert_close(gradients(compiled, inputs), gradients(net, inputs), rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_with_chunks_is_scripted_to_one_without() -> None:
+    net = MultiScanNet(Plain(), MeanPool(SIZE), chunk_size=2).eval()
+    inputs = batch()
+    assert_close(torch.jit.script(net)(*inputs), net(*inputs))

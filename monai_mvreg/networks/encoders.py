@@ -98,6 +98,42 @@ class TokenEncoder(nn.Module):
         return self.network(image)[0].mean(1)
 
 
+class HistogramEncoder(nn.Module):
+    """Describe a scan by how much of it has which intensity: the share of each bin, nothing learned, no place kept.
+
+    Where the number sought is a share of tissue, this needs few patients. A value between the centres of two bins
+    counts for both in proportion, so gradients reach the image. Intensities must be comparable between scans, such as
+    scaled between percentiles.
+
+    Args:
+        bins: number of bins for each channel.
+        low: centre of the first bin; what is lower counts there.
+        high: centre of the last bin; what is higher counts there.
+
+    Raises:
+        ValueError: for fewer than two bins, or ``low`` not below ``high``.
+
+    Example:
+        >>> HistogramEncoder(3)(torch.tensor([[[0.0, 0.25, 1.0, 2.0]]]))
+        tensor([[0.3750, 0.1250, 0.5000]])
+    """
+
+    def __init__(self, bins: int, *, low: float = 0.0, high: float = 1.0) -> None:
+        super().__init__()
+        if bins < 2 or not low < high:
+            raise ValueError(f"expected at least two bins from low to high, got {bins} from {low} to {high}")
+        self.bins, self.low, self.high = bins, low, high
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Embed ``(M, C, *spatial)`` as ``(M, C * bins)``; the shares of a channel sum to 1."""
+        place = (image.flatten(2).clamp(self.low, self.high) - self.low) * ((self.bins - 1) / (self.high - self.low))
+        below = place.detach().floor().clamp(max=self.bins - 2)
+        above = place - below
+        shares = image.new_zeros(image.shape[0], image.shape[1], self.bins)
+        shares = shares.scatter_add(2, below.long(), 1 - above).scatter_add(2, below.long() + 1, above)
+        return (shares / place.shape[2]).flatten(1)
+
+
 def cut_layer(network: nn.Module, name: str) -> nn.Module:
     """Take the classification layer off a network, so that it returns the embedding in front of it.
 

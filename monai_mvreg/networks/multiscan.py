@@ -4,7 +4,9 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.jit import is_tracing  # type: ignore[attr-defined]
+from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
 
 
 class TargetScaling(nn.Module):
@@ -96,6 +98,9 @@ class MultiScanNet(nn.Module):
         covariates: numbers per patient that join in front of the head ``V``.
         views: kinds of scans (modality, view) that are told apart.
         dropout: dropout in front of the head.
+        chunk_size: scans that are encoded at once. In training all but the last chunk are encoded again for the
+            gradients, which stay exact (random state is replayed), so memory does not grow with the number of scans;
+            images may lie in host memory, they go to the device chunk by chunk. None: all scans at once.
 
     Example:
         >>> from monai_mvreg.networks.pools import MeanPool
@@ -105,6 +110,7 @@ class MultiScanNet(nn.Module):
     """
 
     covariate_count: Final[int]
+    chunk_size: Final[int | None]
 
     def __init__(
         self,
@@ -115,9 +121,13 @@ class MultiScanNet(nn.Module):
         covariates: int = 0,
         views: int = 0,
         dropout: float = 0.0,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"expected a chunk_size of at least one scan, got {chunk_size}")
         self.covariate_count = covariates
+        self.chunk_size = chunk_size
         self.encoder = encoder
         self.pool = pool
         # None rather than zero: TorchScript compiles a branch unless it knows that it is never taken.
@@ -135,15 +145,50 @@ class MultiScanNet(nn.Module):
         if mask is None:
             if not is_tracing():
                 torch._assert(scans > 0, "expected at least one scan per patient, got none")
-            embeddings = self.encoder(image.flatten(0, 1)).unflatten(0, (patients, scans))
+            embeddings = self._encode(image.flatten(0, 1), None).unflatten(0, (patients, scans))
         else:
             torch._assert(bool(mask.any(1).all()), "expected at least one scan per patient, got a patient without")
-            real = self.encoder(image[mask])
+            real = self._encode(image.flatten(0, 1), mask.flatten())
             embeddings = real.new_zeros([patients, scans, real.shape[1]])
             embeddings[mask] = real
         if self.view is not None and view is not None:
             embeddings = embeddings + self.view(view)
         return embeddings
+
+    def _encode(self, scans: Tensor, real: Tensor | None) -> Tensor:
+        """Encode those of ``scans (B * N, C, *spatial)`` that are real, as ``(M, E)``."""
+        if not is_scripting() and self.chunk_size is not None:
+            return self._encode_in_chunks(scans, real, self.chunk_size)
+        return self.encoder(scans if real is None else scans[real])
+
+    @torch.jit.unused
+    def _encode_in_chunks(self, scans: Tensor, real: Tensor | None, chunk_size: int) -> Tensor:
+        """Encode with the graph of one chunk in memory.
+
+        Source: Chen et al., Training Deep Nets with Sublinear Memory Cost, https://arxiv.org/abs/1604.06174.
+        """
+        for module in self.encoder.modules():
+            if isinstance(module, _NormBase) and module.training and module.track_running_stats:
+                raise ValueError(
+                    f"expected an encoder without {type(module).__name__} in training mode for chunk_size, which would "
+                    "normalise each chunk by itself: freeze it by PretrainedEncoder, take group or instance "
+                    "normalisation, or leave out chunk_size"
+                )
+
+        def encode(places: Tensor, anchor: Tensor) -> Tensor:
+            embeddings: Tensor = self.encoder(scans[places].to(anchor.device))
+            return embeddings
+
+        places = torch.arange(len(scans)) if real is None else real.nonzero()[:, 0]
+        *others, last = places.to(scans.device).split(chunk_size)
+        # The anchor tells checkpoint whose random state to replay: scans in host memory would not.
+        anchor = self.head.weight
+        if torch.is_grad_enabled():
+            embeddings = [checkpoint(encode, chunk, anchor, use_reentrant=False) for chunk in others]
+        else:
+            embeddings = [encode(chunk, anchor) for chunk in others]
+        # Gradients reach the last chunk first: to encode it twice would save nothing.
+        return torch.cat([*embeddings, encode(last, anchor)])
 
     def pool_scans(
         self, image: Tensor, mask: Tensor | None = None, time: Tensor | None = None, view: Tensor | None = None
@@ -152,9 +197,9 @@ class MultiScanNet(nn.Module):
         embeddings = self.embed(image, mask, view)
         shape = [image.shape[0], image.shape[1]]
         if mask is None:
-            mask = torch.ones(shape, dtype=torch.bool, device=image.device)
+            mask = torch.ones(shape, dtype=torch.bool, device=embeddings.device)
         if time is None:
-            time = torch.arange(shape[1], dtype=torch.float32, device=image.device).expand(shape)
+            time = torch.arange(shape[1], dtype=torch.float32, device=embeddings.device).expand(shape)
         return self.pool(embeddings, mask, time.to(torch.float32))
 
     def forward(

@@ -69,20 +69,12 @@ class EmbeddedScans:
         max_bytes: int,
         batch_size: int = 16,
     ) -> None:
-        if not isinstance(encoder, PretrainedEncoder) or not encoder.frozen:
-            got = f"{type(encoder).__name__} with parts that learn" if isinstance(encoder, nn.Module) else encoder
-            raise ValueError(f"expected an encoder that is wholly frozen, PretrainedEncoder with learn: [], got {got}")
-        steps = transform.flatten().transforms
-        if random := [type(step).__name__ for step in steps if isinstance(step, RandomizableTrait)]:
-            raise ValueError(f"expected transforms that do the same every time, got {', '.join(random)}")
-        self.recipe = fingerprint(
-            steps, transform.map_items, transform.unpack_items, transform.lazy, encoder, _codecs()
-        )
+        recipe = recipe_of(transform, encoder)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         addresses = list(dict.fromkeys(scan for patient in patients for scan in patient["image"]))
         contents = content_hashes(addresses)
-        names = {address: self.name(contents[address]) for address in addresses}
+        names = {address: entry_name(recipe, contents[address]) for address in addresses}
         found = {name: read_embedding(self.folder, name) for name in dict.fromkeys(names.values())}
         missing = {name: address for address, name in names.items() if found[name] is None}
 
@@ -109,10 +101,6 @@ class EmbeddedScans:
         prune_embeddings(self.folder, max_bytes, keep=set(found))
         encoder.register_load_state_dict_post_hook(_same_weights(encoder))  # type: ignore[no-untyped-call]
 
-    def name(self, content: str) -> str:
-        """The name of the entry for a scan of this content."""
-        return hashlib.sha256(f"{self.recipe} {content}".encode()).hexdigest()
-
     def __call__(self, patient: Mapping[str, Any]) -> dict[str, Any]:
         """Give the item of a patient with ``image`` ``(N, E)``.
 
@@ -120,6 +108,28 @@ class EmbeddedScans:
             KeyError: for a scan that was not among those this was made with.
         """
         return {**patient, "image": self.embeddings[[self.rows[address] for address in patient["image"]]]}
+
+
+def recipe_of(transform: Compose, encoder: nn.Module) -> str:
+    """Hash how a scan becomes an embedding.
+
+    Raises:
+        ValueError: if the encoder is not frozen, or a transform is random.
+    """
+    if not isinstance(encoder, PretrainedEncoder) or not encoder.frozen:
+        raise ValueError(
+            "expected an encoder that is wholly frozen, PretrainedEncoder with learn: [], got "
+            f"{type(encoder).__name__} with parts that learn"
+        )
+    steps = transform.flatten().transforms
+    if random := [type(step).__name__ for step in steps if isinstance(step, RandomizableTrait)]:
+        raise ValueError(f"expected transforms that do the same every time, got {', '.join(random)}")
+    return fingerprint(steps, encoder, [transform.map_items, transform.unpack_items, transform.lazy, _codecs()])
+
+
+def entry_name(recipe: str, content: str) -> str:
+    """Name the entry of a scan of this content, embedded by this recipe."""
+    return hashlib.sha256(f"{recipe} {content}".encode()).hexdigest()
 
 
 def read_embedding(folder: Path, name: str) -> Tensor | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from monai_mvreg.scans.reader import ScanReader
 from monai_mvreg.transforms import PackScansd, UnpackScansd
 from monai_mvreg.workflow import user_error
 
-ROOT = Path(__file__).parents[1]
 KEY = "Erika Mustermann 1964"
 
 
@@ -308,48 +307,59 @@ def test_a_file_without_a_writer_is_deleted_after_a_day(tmp_path: Path) -> None:
 
 # ---- Several processes -----------------------------------------------------------------------------------------------
 
-PROGRAM = """
-import sys, time, torch
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import test_embeddings as t
-# Slow from outside: the fingerprint of the encoder must be that of the tests.
-t.COUNT = type("Slow", (list,), {{"append": lambda self, n: (time.sleep(float(sys.argv[2])), list.append(self, n))}})()
-scans = sorted(map(str, Path(sys.argv[1]).glob("*.nii")))
-embedded, count = t.embed([{{"image": scans}}], Path(sys.argv[1]) / "cache")
-print(count, flush=True)
-torch.save(embedded({{"image": scans}})["image"], sys.argv[3])
-"""
+
+class Slow(list[int]):
+    """A count that takes time, so that the encoder itself is that of the other tests."""
+
+    def __init__(self, pause: float) -> None:
+        super().__init__()
+        self.pause = pause
+
+    def append(self, scans: int) -> None:
+        time.sleep(self.pause)
+        super().append(scans)
 
 
-def start(folder: Path, pause: float, result: Path) -> subprocess.Popen[str]:
-    program = PROGRAM.format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", program, str(folder), str(pause), str(result)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+def work(folder: Path, pause: float, result: Path) -> None:
+    global COUNT
+    COUNT = Slow(pause)
+    scans = sorted(map(str, folder.glob("*.nii")))
+    embedded, count = embed([{"image": scans}], folder / "cache")
+    torch.save({"count": count, "image": embedded({"image": scans})["image"]}, result)
+
+
+def start(folder: Path, pause: float, result: str) -> BaseProcess:
+    process = multiprocessing.get_context("fork").Process(target=work, args=(folder, pause, folder / result))
+    process.start()
+    return process
 
 
 def test_two_processes_that_compute_the_same_at_once_both_end_right(tmp_path: Path) -> None:
     scans = [write_scan(tmp_path / f"{number:02d}.nii", number) for number in range(40)]
-    both = [start(tmp_path, 0.1, tmp_path / f"{number}.pt") for number in range(2)]
-    counts = [int(process.communicate(timeout=120)[0]) for process in both]
-    assert [process.returncode for process in both] == [0, 0] and max(counts) == 40
+    both = [start(tmp_path, 0.1, f"{number}.pt") for number in range(2)]
+    for process in both:
+        process.join(timeout=120)
+    assert [process.exitcode for process in both] == [0, 0]
     with torch.no_grad():
         expected = Counted().eval()(steps()({"image": scans})["image"])
-    for number in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{number}.pt"), expected)
+    found = [torch.load(tmp_path / f"{number}.pt") for number in range(2)]
+    assert sum(part["count"] for part in found) > 40  # they did meet
+    for part in found:
+        torch.testing.assert_close(part["image"], expected)
     assert len(list((tmp_path / "cache").iterdir())) == 40
 
 
 def test_after_a_kill_in_the_middle_the_next_run_goes_on(tmp_path: Path) -> None:
     for number in range(40):
         write_scan(tmp_path / f"{number:02d}.nii", number)
-    killed = start(tmp_path, 0.3, tmp_path / "0.pt")
+    killed = start(tmp_path, 0.3, "0.pt")
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "cache").glob("*.embedding"))) < 8 and time.monotonic() < deadline:
         time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait(timeout=30)
+    killed.kill()
+    killed.join(timeout=30)
     done = len(list((tmp_path / "cache").glob("*.embedding")))
-    assert 8 <= done < 40
-    goes_on = start(tmp_path, 0.0, tmp_path / "1.pt")
-    assert int(goes_on.communicate(timeout=120)[0]) == 40 - done and goes_on.returncode == 0
+    assert killed.exitcode == -signal.SIGKILL and 8 <= done < 40
+    goes_on = start(tmp_path, 0.0, "1.pt")
+    goes_on.join(timeout=120)
+    assert goes_on.exitcode == 0 and torch.load(tmp_path / "1.pt")["count"] == 40 - done

@@ -20,7 +20,8 @@ def test_ten_thousand_patients_take_two_minutes_and_two_gibibytes(measured: dict
 
 
 def test_time_grows_as_the_cohort_does(measured: dict[int, dict[str, float]]) -> None:
-    assert measured[10_000]["sum"] / 10_000 <= 1.3 * measured[1000]["sum"] / 1000
+    # Of the processor: what else a machine does in a minute is not linear.
+    assert measured[10_000]["cpu"] / 10_000 <= 1.3 * measured[1000]["cpu"] / 1000
 
 
 def test_a_planted_copy_is_found_among_the_others(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.ndimage import zoom
 
 from monai_mvreg.cli import main
-from monai_mvreg.cohort.audit import Audited, Finding, audit
+from monai_mvreg.cohort.audit import Audited, Finding, _alike, audit
 
 COLUMNS = Audited(target="target", covariates=("age", "stage"), index_day="index", event_day="death")
 PACK = Path(__file__).parents[2] / "shared/data/growth3d"
@@ -110,3 +110,24 @@ def test_real_heads_that_two_patients_share_are_found_and_no_others() -> None:
     twins = [finding.rows for finding in audit(PACK / "manifest.csv", PACK, columns)]
     assert len(twins) >= 20
     assert all(heads[owners[one - 2]] == heads[owners[other - 2]] for one, other in twins)
+
+
+@pytest.mark.parametrize("kind", ["noise", "people", "one picture"])
+def test_pairs_are_those_of_all_correlations(kind: str) -> None:
+    draw = np.random.default_rng(1)
+    pictures = draw.normal(size=(700, 343)).astype(np.float32)
+    if kind == "people":  # all alike, as heads on one grid are
+        pictures = draw.normal(size=343).astype(np.float32) + 0.35 * pictures
+    elif kind == "one picture":
+        pictures = pictures[:1] + draw.uniform(0.02, 0.15, size=(700, 1)) * pictures
+    pictures[500:520] = pictures[100:120] + 0.09 * draw.uniform(0.5, 1.5, size=(20, 1)) * pictures[200:220]
+    pictures[650:660] = 5.0
+    pictures -= pictures.mean(1, keepdims=True)
+    pictures /= np.maximum(np.linalg.norm(pictures, axis=1, keepdims=True), 1e-12)
+    pictures = np.where(np.abs(pictures).max(1, keepdims=True) > 1e-3, pictures, 0).astype(np.float16)
+    every = np.triu(pictures.astype(np.float64) @ pictures.T.astype(np.float64), 1)
+    people = draw.integers(0, 300, size=700)
+    every[people[:, None] == people] = 0
+    found = set(_alike(pictures, people))
+    sure, possible = (set(zip(*np.nonzero(every > limit), strict=True)) for limit in (0.995001, 0.994999))
+    assert len(sure) > 5 and sure <= found <= possible

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ Array = npt.NDArray[Any]
 
 _EDGE = 16  # voxels of the small picture that stands for a scan
 _ALIKE = 0.995  # correlation of two small pictures; heads of two people on one grid reach 0.98
+_DIRECTIONS = 64  # of independent noise, one pair in 20,000 is then left to be compared in full
 _TELLS = 0.95  # rank correlation of a covariate with the target
 
 
@@ -105,7 +107,7 @@ def _late_scans(rows: TableRows, columns: Audited) -> list[Finding]:
         late = [
             row + 2
             for row in range(len(rows.frame))
-            if str(rows.frame[limit].iat[row]).strip() and rows.number(row, columns.day) > rows.number(row, limit)
+            if rows.cell(row, limit) and rows.number(row, columns.day) > rows.number(row, limit)
         ]
         if late:
             found.append(Finding(f"{len(late)} scans are later than {what}", tuple(late)))
@@ -119,8 +121,11 @@ def _telling(rows: TableRows, patients: Sequence[str], columns: Audited) -> list
     target = pd.Series([rows.number(row, columns.target, missing=np.nan) for row in first.values()])
     found = []
     for name in columns.covariates:
-        values = pd.to_numeric(pd.Series([rows.frame[name].iat[row] for row in first.values()]), errors="coerce")
-        if values.notna().sum() > 2 and abs(correlation := values.corr(target, method="spearman")) >= _TELLS:
+        values = pd.to_numeric(pd.Series([rows.cell(row, name) for row in first.values()]), errors="coerce")
+        known = values.notna() & target.notna()
+        # Ranks by hand: pandas asks scipy for them, which is not among what we install.
+        correlation = float(values[known].rank().corr(target[known].rank()))
+        if known.sum() > 2 and abs(correlation) >= _TELLS:
             said = f"the column {name!r} orders patients as the target does (rank correlation {correlation:.2f})"
             found.append(Finding(f"{said}: would it be known at the time of the prediction?", ()))
     return found
@@ -128,7 +133,7 @@ def _telling(rows: TableRows, patients: Sequence[str], columns: Audited) -> list
 
 def _same_pictures(rows: TableRows, patients: Sequence[str], images: Path, path: str) -> list[Finding]:
     exact: dict[str, list[int]] = defaultdict(list)
-    small: dict[int, list[tuple[int, Array]]] = defaultdict(list)
+    small: dict[int, tuple[list[int], Array]] = {}
     found = []
     addresses: dict[str, list[int]] = defaultdict(list)
     for row in tqdm(range(len(patients)), "scans", unit="scan", disable=None):
@@ -139,7 +144,12 @@ def _same_pictures(rows: TableRows, patients: Sequence[str], images: Path, path:
             found.append(Finding(f"a scan cannot be read: {error}", (row + 2,)))
             continue
         exact[hashlib.sha256(np.ascontiguousarray(array).tobytes() + str(array.shape).encode()).hexdigest()].append(row)
-        small[min(array.ndim, 3)].append((row, _small(array)))
+        axes = min(array.ndim, 3)
+        if axes not in small:  # memory is taken as rows are written, half precision is exact to 1e-5 in a correlation
+            small[axes] = [], np.empty((len(patients), _EDGE**axes), np.float16)
+        numbers, pictures = small[axes]
+        pictures[len(numbers)] = _small(array)
+        numbers.append(row)
     told = set()
     for same, what in ((addresses, "the same file"), (exact, "the same picture")):
         for some in same.values():
@@ -147,8 +157,14 @@ def _same_pictures(rows: TableRows, patients: Sequence[str], images: Path, path:
                 told.add(tuple(some))
                 found.append(Finding(f"{what} under two patients", tuple(row + 2 for row in some)))
     pairs = {pair for group in told for pair in ((a, b) for a in group for b in group)}
-    for one, other in (pair for group in small.values() for pair in _alike(group)):
-        if patients[one] != patients[other] and (one, other) not in pairs:
+    people = np.unique(patients, return_inverse=True)[1]
+    alike = [
+        (numbers[one], numbers[other])
+        for numbers, pictures in small.values()
+        for one, other in _alike(pictures[: len(numbers)], people[numbers])
+    ]
+    for one, other in sorted(alike):
+        if (one, other) not in pairs:
             found.append(Finding("nearly the same picture under two patients", (one + 2, other + 2)))
     return found
 
@@ -158,8 +174,10 @@ def _small(array: Array) -> Array:
     while array.ndim > 3:
         array = array.mean(-1)
     for axis in range(array.ndim):
-        edges = np.linspace(0, array.shape[axis], min(_EDGE, array.shape[axis]) + 1).round().astype(int)[:-1]
-        array = np.add.reduceat(array, edges, axis=axis) / _lengths(edges, array.shape[axis], array.ndim, axis)
+        edges, lengths = _blocks(array.shape[axis])
+        shape = [1] * array.ndim
+        shape[axis] = -1
+        array = np.add.reduceat(array, edges, axis=axis) / lengths.reshape(shape)
         if array.shape[axis] < _EDGE:
             array = np.repeat(array, -(-_EDGE // array.shape[axis]), axis=axis).take(range(_EDGE), axis=axis)
     flat = array.ravel().astype(np.float32)
@@ -167,19 +185,42 @@ def _small(array: Array) -> Array:
     return np.asarray(flat / max(float(np.linalg.norm(flat)), 1e-12))
 
 
-def _lengths(edges: Array, end: int, dimensions: int, axis: int) -> Array:
-    shape = [1] * dimensions
-    shape[axis] = -1
-    return np.diff([*edges, end]).reshape(shape)
+@lru_cache(maxsize=64)
+def _blocks(size: int) -> tuple[Array, Array]:
+    """Where the blocks along an axis start, and their lengths."""
+    edges = np.linspace(0, size, min(_EDGE, size) + 1).round().astype(int)
+    return edges[:-1], np.diff(edges)
 
 
-def _alike(group: Sequence[tuple[int, Array]]) -> list[tuple[int, int]]:
-    """Pairs of rows whose small pictures correlate, in blocks that keep the memory small."""
-    numbers, pictures = np.array([row for row, _ in group]), np.stack([picture for _, picture in group])
-    pairs = []
-    for start in range(0, len(pictures), 1024):
-        close = pictures[start : start + 1024] @ pictures.T > _ALIKE
-        for one, other in np.argwhere(close):
-            if one + start < other:
-                pairs.append((int(numbers[one + start]), int(numbers[other])))
-    return pairs
+def _alike(pictures: Array, people: Array) -> Iterator[tuple[int, int]]:
+    """Pairs of rows, the smaller first, of small pictures ``(P, V)`` that correlate and are of two people ``(P,)``.
+
+    Two pictures are at least as far apart as their shadows on a few directions, here those in which a sample of them
+    differs most. So nearly all pairs are told apart by few numbers, and along the first of them by sorting.
+    """
+    rows = np.flatnonzero(pictures.any(1))  # a blank picture is like no other
+    if len(rows) < 2:
+        return
+    sample = pictures[np.random.default_rng(0).choice(rows, min(len(rows), 256), replace=False)].astype(np.float32)
+    mean = sample.mean(0)
+    sample -= mean
+    _, parts = np.linalg.eigh(sample @ sample.T)  # of the few pictures, not of their many numbers
+    directions = np.linalg.qr(sample.T @ parts[:, : -_DIRECTIONS - 1 : -1])[0]
+    blocks = [rows[start : start + 1024] for start in range(0, len(rows), 1024)]
+    shadows = np.concatenate([(pictures[block].astype(np.float32) - mean) @ directions for block in blocks])
+    order = shadows[:, 0].argsort(kind="stable")
+    rows, shadows = rows[order], shadows[order]
+    # Of vectors of length 1, the squared distance is twice what the correlation lacks of 1; some more for rounding.
+    reach = 2 * (1 - _ALIKE) + 1e-4
+    half = (shadows**2).sum(1) / 2 - reach / 4
+    ends = np.searchsorted(shadows[:, 0], shadows[:, 0] + reach**0.5, side="right")
+    for start in range(0, len(rows), 256):
+        stop, end = min(start + 256, len(rows)), ends[min(start + 256, len(rows)) - 1]
+        near = shadows[start:stop] @ shadows[start:end].T > half[start:stop, None] + half[start:end]
+        near &= people[rows[start:stop], None] != people[rows[start:end]]
+        ones, others = np.nonzero(np.triu(near, 1))
+        for at in range(0, len(ones), 1024):
+            pair = rows[start + ones[at : at + 1024]], rows[start + others[at : at + 1024]]
+            correlation = np.einsum("pv,pv->p", *(pictures[some].astype(np.float32) for some in pair))
+            for one, other in zip(*(some[correlation > _ALIKE].tolist() for some in pair), strict=True):
+                yield min(one, other), max(one, other)

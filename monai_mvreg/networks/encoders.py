@@ -57,10 +57,16 @@ class PretrainedEncoder(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> Tensor:
-        """Embed ``(M, C, *spatial)`` as ``(M, E)``."""
+        """Embed ``(M, C, *spatial)`` as ``(M, E)``; embeddings ``(M, E)`` that it made before pass, if it is frozen.
+
+        Raises:
+            ValueError: if embeddings come to an encoder that learns.
+        """
         if self.frozen:
             with torch.no_grad():
-                return self.encoder(image)
+                return image if image.ndim == 2 else self.encoder(image)
+        if image.ndim == 2:
+            raise ValueError("expected scans (M, C, *spatial), got embeddings (M, E): the encoder is not frozen")
         return self.encoder(image)
 
 

@@ -58,6 +58,11 @@ def is_nifti(name: str) -> bool:
     return name.lower().endswith((".nii", ".nii.gz", ".img", ".img.gz"))
 
 
+def header_file(path: Path) -> Path:
+    """The file with the header: of a pair, the one beside the voxels; else the file itself."""
+    return path.with_name(re.sub(r"\.(img|IMG)(?=(\.gz)?$)", _header_suffix, path.name))
+
+
 def nifti_header(path: Path) -> Nifti:
     """Read the header of a NIfTI file.
 
@@ -66,9 +71,8 @@ def nifti_header(path: Path) -> Nifti:
     Raises:
         ScanError: if it is no NIfTI file, or none that holds one grey or coloured image in space and time.
     """
-    stem = path.name.lower().removesuffix(".gz")
-    pair = stem.endswith(".img")
-    beside = path.with_name(re.sub(r"\.(img|IMG)(?=(\.gz)?$)", _header_suffix, path.name)) if pair else path
+    beside = header_file(path)
+    pair = path.name.lower().removesuffix(".gz").endswith(".img")
     raw = _header_bytes(beside)
     try:
         kinds = [kind for kind in _HEADERS if _is_a(kind, raw) and (pair or kind.is_single)]

@@ -155,19 +155,37 @@ def read_volume(path: Path) -> Array:
     return values.reshape(header.frames, *header.shape[::-1], *((3,) if header.colour else ()))
 
 
-def _reader(path: Path) -> Any:
-    """A reader that knows the header, after it is sure that the voxels are where they should be and no more."""
-    kind = _VOLUMES[path.suffix.lower()]
+def voxel_file(path: Path) -> Path:
+    """The file with the voxels of an NRRD or MetaImage volume: itself, or another in the same folder.
+
+    Raises:
+        ScanError: if its header is damaged, or names anything else.
+    """
+    return _voxels(path, _fields(path))
+
+
+def _fields(path: Path) -> dict[str, str]:
     start, _ = read_range(path, 0, _TEXT_BYTES)
     if not path.is_file():
         raise ScanError("a volume of this format inside a zip is not read: unzip it first")
-    fields = _nrrd_fields(start) if kind == "NrrdImageIO" else _meta_fields(start)
-    voxels, name = path, fields.get("datafile", "LOCAL")
-    if name.upper() != "LOCAL":
-        plain = bool(name) and Path(name).name == name
-        voxels = path.with_name(name) if plain else path
-        if not plain or not os.path.isfile(voxels) or voxels.is_symlink():  # noqa: PTH113, of any length
-            raise ScanError("expected its voxels in one file in the same folder")
+    return _nrrd_fields(start) if _VOLUMES[path.suffix.lower()] == "NrrdImageIO" else _meta_fields(start)
+
+
+def _voxels(path: Path, fields: dict[str, str]) -> Path:
+    name = fields.get("datafile", "LOCAL")
+    if name.upper() == "LOCAL":
+        return path
+    plain = bool(name) and Path(name).name == name
+    voxels = path.with_name(name) if plain else path
+    if not plain or not os.path.isfile(voxels) or voxels.is_symlink():  # noqa: PTH113, of any length
+        raise ScanError("expected its voxels in one file in the same folder")
+    return voxels
+
+
+def _reader(path: Path) -> Any:
+    """A reader that knows the header, after it is sure that the voxels are where they should be and no more."""
+    kind, fields = _VOLUMES[path.suffix.lower()], _fields(path)
+    voxels = _voxels(path, fields)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(kind)
     reader.SetFileName(str(path))

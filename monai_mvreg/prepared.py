@@ -59,7 +59,7 @@ def prepare_once(transforms: Sequence[Transform], reader: object, cache_dir: str
 
 
 def find_entries(transforms: Sequence[Transform], data: Sequence[Mapping[str, Any]]) -> None:
-    """Look at the bytes of all scans now, before there are workers, each of which would have to; for a config's ``run``.
+    """Look at the bytes of all scans before there are workers, each of which would have to; for a config's ``run``.
 
     Args:
         transforms: what :func:`prepare_once` returned.
@@ -146,7 +146,8 @@ class KeptScand(MapTransform):
         if not isinstance(done, dict) or set(done) != {key} or not isinstance(done[key], torch.Tensor):
             got = sorted(map(str, done)) if isinstance(done, dict) else type(done).__name__
             raise ValueError(f"expected one tensor under {key!r} to be kept in cache_dir, got {got}")
-        return done[key].detach().cpu().contiguous().numpy()
+        array: np.ndarray[Any, Any] = done[key].detach().cpu().contiguous().numpy()
+        return array
 
 
 def scan_key(address: str, reader: ScanReader, preparation: str) -> str:

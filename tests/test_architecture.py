@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "deploy": {"report", "predict", "explain", "cohort", "transforms", "data", "scans", "networks"},
     "compare": {"crossval", "cohort", "losses", "metrics"},
-    "profile": {"crossval", "report"},
+    "profile": {"crossval", "report", "prepared"},
     "crossval": {"report", "predict", "cohort", "calibration", "metrics"},
     "demo": {"report", "cohort", "scans", "metrics"},
     "explain": {"predict", "data", "networks"},

@@ -1,4 +1,4 @@
-"""Prepared scans on disk: the same voxels as without, and never those of a file, transform or value that was changed."""
+"""Prepared scans on disk: the same voxels as without, and never those of a file, transform or value that changed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from monai.transforms import EnsureTyped, LoadImaged, MapTransform, NormalizeInt
 from monai.transforms import ResizeWithPadOrCropd as Resized
 from torch.testing import assert_close
 
-from monai_mvreg.prepared import KeptScand, find_entries, prepare_once, preparation_key, scan_key
+from monai_mvreg.prepared import KeptScand, find_entries, preparation_key, prepare_once, scan_key
 from monai_mvreg.scans.read import Choices
 from monai_mvreg.scans.reader import ScanReader
 from monai_mvreg.transforms import UnpackScansd
@@ -79,10 +79,11 @@ def test_a_scan_is_prepared_once_for_all_runs_and_is_the_same(tmp_path: Path) ->
 
 def test_a_file_with_other_bytes_is_prepared_anew_though_path_size_and_date_stay(tmp_path: Path) -> None:
     scan = write_scan(tmp_path / "a.nii")
-    before, stat = kept(tmp_path / "kept")({"image": scan})["image"], os.stat(scan)
+    before, stat = kept(tmp_path / "kept")({"image": scan})["image"], Path(scan).stat()
     write_scan(tmp_path / "a.nii", seed=1)
     os.utime(scan, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert (os.stat(scan).st_size, os.stat(scan).st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    now = Path(scan).stat()
+    assert (now.st_size, now.st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
     after = kept(tmp_path / "kept")({"image": scan})["image"]
     assert len(COUNTED) == 1 and (before - after).abs().max() > 0.1
 

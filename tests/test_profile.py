@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import time
 from collections.abc import Hashable, Mapping, Sequence
@@ -99,11 +100,13 @@ def test_every_delay_is_found_in_its_part_and_the_parts_make_up_the_epoch(tmp_pa
         encoder=slow("SlowEncoder", forth=0.05, back=0.08),
         loss=slow("SlowLoss"),
         **{"optimizer#_target_": "test_profile.SlowAdam"},
-        **{"train#handlers": [{"_target_": "monai.handlers.ValidationHandler", "validator": "@validate#evaluator"}]},
-        **{"train#handlers#0#interval": 1, "train#dataloader#collate_fn": slow("slow_collate", _mode_="callable")},
-        **{"augmentation": [slow("RandSlowd", keys="image", seconds=0.02)] * 2},
-        **{"validate#handlers#5": slow("SlowHandler")},
-        **{"train#trainer#train_handlers": "$@train#handlers + [__import__('test_profile').SlowHandler()]"},
+        augmentation=[slow("RandSlowd", keys="image", seconds=0.02)] * 2,
+        **{
+            "train#dataloader#collate_fn": slow("slow_collate", _mode_="callable"),
+            "slow_handler": slow("SlowHandler"),
+            "train#trainer#train_handlers": "$@train#handlers + [@slow_handler]",
+            "validate#evaluator#val_handlers": "$@validate#handlers + [@slow_handler]",
+        },
     )
     assert found.before.parts["LoadImaged"] > 0
     for epoch in found.epochs:
@@ -124,7 +127,7 @@ def test_every_delay_is_found_in_its_part_and_the_parts_make_up_the_epoch(tmp_pa
 def test_a_slow_loader_gives_the_advice_about_the_loader(tmp_path: Path) -> None:
     found = measured(tmp_path, augmentation=[slow("RandSlowd", keys="image", seconds=0.05)])
     told = " ".join(advise(found))
-    assert told.startswith("The loader is the bottleneck: ") and "RandSlowd takes 9" in told
+    assert told.startswith("The loader is the bottleneck: ") and re.search(r"RandSlowd takes (9\d|100) %", told)
     assert "a smaller prob of RandSlowd" in told and "cache_rate" not in told
     assert found.kinds["RandSlowd"] == "augment" and ("--workers" in told) == (found.cores > 1)
 
@@ -149,7 +152,7 @@ def test_scans_that_are_prepared_again_give_the_advice_to_keep_them(tmp_path: Pa
     once = profile_training(plan_of(folder, **settings), tmp_path / "out")
     first, second = (epoch.parts for epoch in once.epochs)
     assert first["SlowLoadd"] == near(0.04 * PATIENTS) and second["SlowLoadd"] == second["LoadImaged"] == 0
-    assert 0 < second["KeptScand"] < 0.1 and "cache_dir" not in " ".join(advise(once))
+    assert 0 < second["KeptScand"] < 0.1 and "--cache_dir" not in " ".join(advise(once))
 
 
 def test_a_slow_encoder_gives_the_advice_about_the_step_and_the_bundle_stays_as_it_is(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from make_dicom import write_series
+from monai.bundle import ConfigParser
 from monai.transforms import EnsureTyped, LoadImaged, MapTransform, NormalizeIntensityd, RandFlipd, ScaleIntensityd
 from monai.transforms import ResizeWithPadOrCropd as Resized
 from torch.testing import assert_close
@@ -201,6 +202,21 @@ def test_without_a_folder_the_transforms_stay_and_with_one_a_list_of_scans_is_pr
     find_entries([unpack, keep], [patient])
     assert set(keep.entries) == set(patient["image"])
     assert [keep(scan)["image"].shape for scan in unpack(patient)] == [(1, 8, 8, 8)] * 2
+
+
+def test_training_and_evaluation_share_the_entries_and_see_the_scans_they_see_without(tmp_path: Path) -> None:
+    bundle = Path(__file__).parents[1] / "bundle"
+    scans = [write_scan(tmp_path / f"{number}.nii.gz", seed=number) for number in range(2)]
+    seen = []
+    for config, name in (("train", "validate#preprocessing"), ("evaluate", "preprocessing")):
+        for folder in (None, str(tmp_path / "kept")):
+            parser = ConfigParser()
+            parser.read_config(str(bundle / f"configs/{config}.yaml"))
+            parser.update({"cache_dir": folder})
+            seen.append(parser.get_parsed_content(name)({"image": scans})["image"])
+    assert len(entries(tmp_path / "kept")) == 2
+    for other in seen[1:]:
+        assert_close(other, seen[0], rtol=0, atol=0)
 
 
 def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def _advise_loader(profile: Profile, step: float) -> list[str]:
     best = min(profile.cores, max(needed, profile.workers + 1))
     if profile.workers < best and profile.cores > 1:
         told.append(
-            f"--workers {best} loads in {best} processes beside the step ({needed} would keep up with its "
+            f"--workers {best} loads beside the step, in processes of their own ({needed} would keep up with its "
             f"{step:.3g} s; there are {profile.cores} cores)."
         )
     elif needed > profile.cores:

@@ -1,4 +1,4 @@
-"""The verbs of ``mvreg``: write a demo, find scans, split and audit a cohort, cross-validate the bundle's training."""
+"""The verbs of ``mvreg``: write a demo, find scans, split and audit a cohort, cross-validate, profile."""
 
 from __future__ import annotations
 
@@ -111,6 +111,15 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the bundle")
     compare.add_argument("--trials", type=int, help="look for good settings with Optuna instead of trying all")
     compare.set_defaults(verb=_compare)
+
+    profile = verbs.add_parser("profile", help="say where the time of an epoch of training goes, and what would help")
+    profile.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="files of settings, as in training")
+    profile.add_argument("--dataset_dir", type=Path, required=True, metavar="FOLDER", help="the scans and the table")
+    profile.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for profile.html and profile.json")
+    profile.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="default: bundle")
+    profile.add_argument("--epochs", type=int, default=2, help="measured ones; the last is shown (default 2)")
+    profile.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the bundle")
+    profile.set_defaults(verb=_profile)
 
     split = verbs.add_parser("split", help="add a column `fold` that keeps each patient in one fold")
     split.add_argument("table", type=Path, metavar="TABLE", help="CSV or TSV")
@@ -315,6 +324,17 @@ def _compare(options: argparse.Namespace) -> None:
     print("\n" + table.to_string(index=False, float_format=lambda number: f"{number:.4g}"))
     print(f"\n{options.out / 'comparison.csv'}: a choice is better than no scan where its whole interval")
     print("(minus_..._low to minus_..._high) lies on one side of zero; among several, choose by `validation`")
+
+
+def _profile(options: argparse.Namespace) -> None:
+    from monai_mvreg.profile import profile_training
+    from monai_mvreg.report.timing import advise, as_table, write_profile
+
+    found = profile_training(_plan(options), options.out, epochs=options.epochs)
+    write_profile(found, options.out)
+    print("\n" + as_table(found).to_string(index=False, float_format=lambda number: f"{number:.3f}"))
+    print("\n" + "\n".join(advise(found)))
+    print(f"\nPicture: {options.out / 'profile.html'}")
 
 
 def _split(options: argparse.Namespace) -> None:

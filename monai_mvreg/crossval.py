@@ -59,12 +59,16 @@ class Plan:
         texts = {name: "$None" if value is None else str(value) for name, value in self.settings.items()}
         return command + [part for name, text in texts.items() for part in (f"--{name}", text)]
 
-    def read(self, setting: str) -> Any:
-        """A setting as the training would read it, such as ``patients``."""
+    def parser(self) -> ConfigParser:
+        """The settings of the training, as MONAI would read them."""
         parser = ConfigParser()
         parser.read_config([str(self.bundle / "configs/train.yaml"), *map(str, self.configs)])
         parser.update({"bundle_root": str(self.bundle), "dataset_dir": str(self.dataset), **self.settings})
-        return parser.get_parsed_content(setting)
+        return parser
+
+    def read(self, setting: str) -> Any:
+        """A setting as the training would read it, such as ``patients``."""
+        return self.parser().get_parsed_content(setting)
 
     def cohort(self) -> Cohort:
         """The patients as the training would read them."""

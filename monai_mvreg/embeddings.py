@@ -13,7 +13,6 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Container, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.fingerprint import fingerprint
 from monai_mvreg.networks.encoders import PretrainedEncoder
-from monai_mvreg.scans.content import content_hashes
-from monai_mvreg.scans.headers import CODECS
+from monai_mvreg.scans.content import codec_releases, content_hashes
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ class EmbeddedScans:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         addresses = list(dict.fromkeys(scan for patient in patients for scan in patient["image"]))
-        contents = content_hashes(addresses)
+        contents = content_hashes(tqdm(addresses, "contents", unit="scan", disable=None))
         names = {address: entry_name(recipe, contents[address]) for address in addresses}
         found = {name: read_embedding(self.folder, name) for name in dict.fromkeys(names.values())}
         missing = {name: address for address, name in names.items() if found[name] is None}
@@ -124,7 +122,7 @@ def recipe_of(transform: Compose, encoder: nn.Module) -> str:
     steps = transform.flatten().transforms
     if random := [type(step).__name__ for step in steps if isinstance(step, RandomizableTrait)]:
         raise ValueError(f"expected transforms that do the same every time, got {', '.join(random)}")
-    return fingerprint(steps, encoder, [transform.map_items, transform.unpack_items, transform.lazy, _codecs()])
+    return fingerprint(steps, encoder, [transform.map_items, transform.unpack_items, transform.lazy, codec_releases()])
 
 
 def entry_name(recipe: str, content: str) -> str:
@@ -181,12 +179,6 @@ def prune_embeddings(folder: Path, max_bytes: int, *, keep: Container[str]) -> N
 def _check(name: str, values: bytes) -> bytes:
     """The first bytes of an entry; the name is in them, so that an entry under another name is damaged too."""
     return hashlib.sha256(name.encode() + values).digest()
-
-
-def _codecs() -> list[str]:
-    """What unpacks pixels: pydicom finds these packages by itself, no import leads to them."""
-    installed = {package for _, package in CODECS.values()} & {d.name for d in metadata.distributions()}
-    return [f"{package} {metadata.version(package)}" for package in sorted(installed)]
 
 
 def _norms(network: nn.Module) -> list[float]:

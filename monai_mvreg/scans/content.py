@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
-
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.scans import addresses as scan_addresses
 from monai_mvreg.scans.files import ScanError, read_whole
+from monai_mvreg.scans.headers import CODECS
 from monai_mvreg.scans.listing import list_files
 from monai_mvreg.scans.nifti import header_file, is_nifti
 from monai_mvreg.scans.pictures import is_volume, voxel_file
@@ -40,12 +40,18 @@ def content_hashes(addresses: Iterable[str]) -> dict[str, str]:
     """
     places: dict[Path, bytes] = {}  # several series may lie in one folder
     found: dict[str, str] = {}
-    for address in tqdm(list(dict.fromkeys(addresses)), "contents", unit="scan", disable=None):
+    for address in addresses:
         place, key = scan_addresses.split(address)
         if place not in places:
             places[place] = _hash_place(place)
         found[address] = hashlib.sha256(places[place] + key.encode()).hexdigest()
     return found
+
+
+def codec_releases() -> list[str]:
+    """What unpacks pixels: pydicom finds these packages by itself, no import leads to them."""
+    installed = {package for _, package in CODECS.values()} & {d.name for d in metadata.distributions()}
+    return [f"{package} {metadata.version(package)}" for package in sorted(installed)]
 
 
 def _hash_place(place: Path) -> bytes:

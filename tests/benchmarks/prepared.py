@@ -112,7 +112,9 @@ def main() -> None:
                 makers[label]()[1]
                 print(f"{label}, entries cut off: prepared anew")
             except Exception as error:
-                cause = error.__cause__ or error
+                cause: BaseException = error
+                while cause.__cause__ is not None:
+                    cause = cause.__cause__
                 print(f"{label}, entries cut off: {type(cause).__name__}: {str(cause).split('/')[-1][:150]}")
 
 

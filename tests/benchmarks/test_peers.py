@@ -1,7 +1,7 @@
 """Hold the ratios of peers.py: ``pytest -m slow tests/benchmarks/test_peers.py`` (minutes).
 
 ``KERAS_PYTHON`` names a Python with Keras and TensorFlow; without it they are looked for in this one. Limits lie
-15 to 25 % under what docs/benchmarks.md shows, on a CPU that computes in bfloat16: neighbours on the machine cost that much.
+10 to 30 % under what docs/benchmarks.md shows, on a CPU that computes in bfloat16: so much cost neighbours on it.
 """
 
 from __future__ import annotations

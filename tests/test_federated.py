@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,7 @@ TINY: dict[str, Any] = {
     "dropout": 0.0,
     "rounds": 4,
 }
+COHORTS = [(36, (45.0, 80.0)), (18, (20.0, 60.0))]  # patients, and their brightness
 Weights = dict[str, Tensor]
 
 
@@ -125,7 +127,7 @@ def make_site(folder: Path, patients: int, levels: tuple[float, float], **settin
 @pytest.fixture
 def sites(tmp_path: Path) -> list[Site]:
     """A large site with bright scans and a small one with dark ones, which agreed on a scaling."""
-    both = [make_site(tmp_path / "a", 36, (45, 80)), make_site(tmp_path / "b", 18, (20, 60))]
+    both = [make_site(tmp_path / name, *cohort) for name, cohort in zip("ab", COHORTS, strict=True)]
     for site in both:
         federated.join_sites([one.summarise() for one in both], str(site.federation))
     return both
@@ -323,3 +325,73 @@ def test_rounds_and_averaging_that_cannot_be_are_refused() -> None:
         federated.check_rounds(1, 1, weight_averaging=0.002)
     with pytest.raises(ValueError, match="at least one site, got none"):
         federated.join_sites([], "unused.json")
+
+
+# ---- NVFlare ---------------------------------------------------------------------------------------------------------
+
+
+def code_of_the_docs(name: str) -> str:
+    """The block of docs/federated.md that begins with the name of a file."""
+    text = (BUNDLE.parent / "docs" / "federated.md").read_text(encoding="utf-8")
+    return next(block.split("```")[0] for block in text.split("```python\n") if block.startswith(f"# {name}\n"))
+
+
+def run_bundle(files: Sequence[str], where: Path, *arguments: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        str(list(files)),
+        "--bundle_root",
+        "bundle",
+    ]
+    done = subprocess.run([*command, *arguments], cwd=where, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+@pytest.mark.slow
+def test_the_job_of_the_docs_trains_two_sites_in_the_simulator_of_nvflare(tmp_path: Path) -> None:
+    """The commands and files of docs/federated.md, word for word but for the number of rounds."""
+    pytest.importorskip("nvflare", reason='needs the extra "fl": pip install -e ".[fl]"')
+    (tmp_path / "bundle").symlink_to(BUNDLE)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(TINY | {"rounds": 2, "local_epochs": 2}))
+    train, more = "bundle/configs/train.yaml", ["bundle/configs/federated.yaml", "mine.yaml"]
+    names = ["hospital_a", "hospital_b"]
+    sites = [make_site(tmp_path / name, *cohort) for name, cohort in zip(names, COHORTS, strict=True)]
+    for name in names:
+        folders = ("--dataset_dir", f"{name}/data", "--output_dir", f"{name}/results")
+        run_bundle([train, "bundle/configs/site_summary.yaml", "mine.yaml"], tmp_path, *folders)
+    federated.join_sites([str(site.results / "summary.json") for site in sites], str(tmp_path / "federation.json"))
+    for name in names:
+        (tmp_path / name / "models").mkdir()
+        shutil.copy(tmp_path / "federation.json", tmp_path / name / "models")
+    run_bundle([train, *more], tmp_path, "--federation_file", "federation.json", "--initial_file", "initial.pt")
+    for file in ("one_site.py", "job.py"):
+        (tmp_path / file).write_text(code_of_the_docs(file).replace("rounds=10", "rounds=2"))
+    command = [sys.executable, "job.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    assert KEY not in done.stdout + done.stderr
+    server = tmp_path / "runs/mvreg/server/simulate_job"
+    start = torch.load(tmp_path / "initial.pt", weights_only=True)
+    final = torch.load(server / "app_server/FL_global_model.pt", weights_only=True)["model"]
+    assert final.keys() == start.keys() and not torch.equal(final["head.weight"], start["head.weight"])
+    torch.testing.assert_close(final["scaling.mean"], start["scaling.mean"])
+    rounds = [json.loads(line) for line in (server / "metrics/round_metrics.jsonl").read_text().splitlines()]
+    assert [{site["name"]: site["weight"] for site in each["sites"]} for each in rounds] == 2 * [
+        {"hospital_a": 24, "hospital_b": 12}
+    ]
+    for name, site in zip(names, sites, strict=True):
+        folders = ("--dataset_dir", f"{name}/data", "--output_dir", f"{name}/results", "--model_dir", f"{name}/models")
+        given = ("--run_id", "adopt", "--global_file", str(server / "app_server/FL_global_model.pt"))
+        run_bundle([train, *more], tmp_path, *given, *folders)
+        torch.testing.assert_close(
+            dict(torch.load(tmp_path / name / "models/model.pt", weights_only=True)), dict(final)
+        )
+        run_bundle(["bundle/configs/evaluate.yaml", "mine.yaml"], tmp_path, *folders)
+        metrics = json.loads((tmp_path / name / "results/metrics.json").read_text())["target"]
+        assert metrics["patients"] == len(site.labels([0]))
+        means = np.abs(site.labels([0]) - site.labels([1, 2]).mean()).mean()
+        assert metrics["mae"]["value"] < 0.7 * means

@@ -2,13 +2,11 @@
 
 Averaging weights makes sense only if all sites mean the same by them, so the sites first agree on their settings and on
 one mean and spread of targets and covariates: :func:`add_summary` at each site, :func:`join_sites` once for all.
-
-Run as a script, this file is one site of a job of NVFlare; see ``docs/federated.md``.
+With NVFlare, :func:`fedavg_recipe` is the job and :func:`main` one site of it; see ``docs/federated.md``.
 """
 
 import argparse
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ LEAST_PATIENTS = 5
 """A mean over fewer patients of a site says too much about one of them to leave it."""
 
 _MOMENTS = ("label", "covariates")
+_SCALING = {"scaling.mean", "scaling.std", "covariates.mean", "covariates.std"}
 
 
 def add_summary(path: str, label: Tensor, covariates: Tensor) -> None:
@@ -177,9 +176,6 @@ class AgreedScaling:
             )
 
 
-_SCALING = {"scaling.mean", "scaling.std", "covariates.mean", "covariates.std"}
-
-
 def save_initial(network: nn.Module, path: str) -> None:
     """Save the weights that round 0 starts from, as a bare state dict."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -214,48 +210,47 @@ def site_algo(bundle_root: str, config_file: Sequence[str], folders: Mapping[str
 
 
 def fedavg_recipe(
-    initial_file: str,
-    sites: Mapping[str, Sequence[str]],
-    *,
-    rounds: int,
-    metric: str = "mae",
-    lower_is_better: bool = True,
+    script: str, initial_file: str, sites: Mapping[str, Sequence[str]], *, rounds: int, metric: str
 ) -> Any:
-    """Make a job of NVFlare that averages this bundle over sites, to be run by its simulator or in production.
+    """Make a job of NVFlare that averages this bundle over sites, for its simulator or for production.
 
     Args:
-        initial_file: what :func:`save_initial` wrote; goes to the server with the job.
-        sites: the names of the sites, each with the command line of this file as a script there, such as
-            ``["--bundle_root", "bundle", "--config_file", "bundle/configs/train.yaml", ...]``.
+        script: what every site runs, a file that calls :func:`main`, relative to the working folder; the job carries it.
+        initial_file: what :func:`save_initial` wrote, relative to the working folder; goes to the server with the job.
+        sites: names of the sites, each with the arguments of :func:`main` there.
         rounds: as in the settings.
-        metric: of the validation patients, averaged over sites: chooses the best global model.
-        lower_is_better: its direction.
+        metric: of the validation patients, lower is better: chooses the best global model; every site counts alike.
 
     Returns:
-        The ``nvflare.recipe.spec.Recipe``; sites weigh as many patients as they train with.
+        The ``nvflare.recipe.spec.Recipe``. Weights are averaged by the number of training patients of each site.
+
+    Raises:
+        ValueError: for an argument with a space, at which NVFlare would cut it.
 
     Source: McMahan et al., AISTATS 2017. https://arxiv.org/abs/1602.05629
     """
     from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
-    from nvflare.recipe import set_per_site_config
+    from nvflare.recipe.utils import set_per_site_config
 
+    if spaced := [part for line in sites.values() for part in line if len(part.split()) != 1]:
+        raise ValueError(f"expected arguments without spaces for NVFlare, got {spaced}")
     recipe = FedAvgRecipe(
         name="mvreg",
         min_clients=len(sites),
         num_rounds=rounds,
-        # The server averages by name and needs no network, so neither this package nor settings: the weights do.
+        # The server averages numbers by name: it needs neither the network nor this package.
         model={"class_path": "torch.nn.Identity", "args": {}},
         initial_ckpt=initial_file,
-        train_script=__file__,
+        train_script=script,
         key_metric=metric,
-        key_metric_mode="min" if lower_is_better else "max",
+        key_metric_mode="min",
     )
-    set_per_site_config(recipe, {name: {"train_args": shlex.join(line)} for name, line in sites.items()})
+    set_per_site_config(recipe, {name: {"train_args": " ".join(line)} for name, line in sites.items()})
     return recipe
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train one site of a job of NVFlare; by the job, not by hand."""
+    """Train one site of a job of NVFlare: judge the global model, train it, send it back, every round."""
     from nvflare import client
     from nvflare.app_opt.monai import decomposers
 
@@ -282,7 +277,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         meta = {"NUM_STEPS_CURRENT_ROUND": patients}
         client.send(client.FLModel(params=algo.get_weights().weights, metrics=metrics, meta=meta))
     algo.finalize()
-
-
-if __name__ == "__main__":
-    main()

@@ -84,14 +84,14 @@ class Site:
         given = {"bundle_root": str(BUNDLE), **self.folders, **overrides}
         return ConfigWorkflow(self.files(*presets), logging_file=False, workflow_type="train", **given)
 
-    def summarise(self, **overrides: Any) -> str:
-        flow = self.workflow("site_summary", **overrides)
+    def summarise(self, *presets: str, **overrides: Any) -> str:
+        flow = self.workflow(*presets, "site_summary", **overrides)
         flow.initialize()
         flow.run()
         return str(self.results / "summary.json")
 
-    def algo(self) -> MonaiAlgo:
-        algo = federated.site_algo(str(BUNDLE), self.files("federated"), self.folders)
+    def algo(self, *presets: str) -> MonaiAlgo:
+        algo = federated.site_algo(str(BUNDLE), self.files(*presets, "federated"), self.folders)
         algo.initialize({ExtraItems.CLIENT_NAME: self.data.parent.name})
         return algo
 
@@ -113,6 +113,7 @@ def make_site(folder: Path, patients: int, levels: tuple[float, float], **settin
             voxels = draw.normal(level, 5, (20, 18, 16)).astype(np.float32)
             nib.save(nib.Nifti1Image(voxels, np.diag([3.0, 3.0, 3.0, 1.0])), data / f"{len(rows):02d}.nii")
             row = {"patient": f"{KEY}-{patient}", "path": f"{len(rows):02d}.nii", "day": 100 * visit, "unit": "mL"}
+            row |= {"time_to_event": f"{100 - level:.3f}", "event": int(patient % 4 > 0)}
             rows.append(
                 row | {"target": f"{level:.3f}", "age": 40 + patient if patient % 4 else "", "fold": patient % 3}
             )
@@ -318,13 +319,54 @@ def test_more_rounds_than_agreed_on_are_refused(tmp_path: Path) -> None:
         algo.train(ExchangeObject(weights=copied(weights)))
 
 
-def test_rounds_and_averaging_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1 of rounds and local_epochs, got 0 and 1"):
-        federated.check_rounds(0, 1, weight_averaging=0.0)
-    with pytest.raises(ValueError, match="weight_averaging of 0"):
-        federated.check_rounds(1, 1, weight_averaging=0.002)
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"rounds": 0}, "at least 1 of rounds and local_epochs, got 0 and 1"),
+        ({"weight_averaging": 0.002}, "weight_averaging of 0"),
+        ({"resume": True}, "cannot go on where it stopped"),
+    ],
+)
+def test_settings_that_a_federation_cannot_follow_are_refused(
+    tmp_path: Path, setting: dict[str, Any], told: str
+) -> None:
+    site = make_site(tmp_path, 18, (20, 60))
+    federated.join_sites([site.summarise()], str(site.federation))
+    with pytest.raises(RuntimeError) as error:
+        site.workflow("federated", **setting).initialize()
+    assert told in str(error.value.__cause__)
+
+
+def test_no_summaries_and_other_files_are_no_federation(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one site, got none"):
         federated.join_sites([], "unused.json")
+    (tmp_path / "settings.json").write_text('{"unit": "mL"}')
+    with pytest.raises(ValueError, match=r"settings.json: expected the summary of sites, got something else"):
+        federated.stand_ins(str(tmp_path / "settings.json"), "label")
+
+
+def test_an_argument_that_nvflare_would_cut_in_two_is_refused() -> None:
+    pytest.importorskip("nvflare", reason='needs the extra "fl": pip install -e ".[fl]"')
+    with pytest.raises(ValueError, match=r"without spaces for NVFlare, got \['my data'\]"):
+        line = ["--dataset_dir", "my data"]
+        federated.fedavg_recipe("one_site.py", "initial.pt", {"a": line}, rounds=1, metric="mae")
+
+
+@pytest.mark.parametrize("preset", ["spread", "survival"])
+def test_presets_of_the_bundle_are_federated_too(tmp_path: Path, preset: str) -> None:
+    site = make_site(tmp_path, 18, (20, 60))
+    federated.join_sites([site.summarise(preset)], str(site.federation))
+    algo = site.algo(preset)
+    start = copied(algo.get_weights().weights)
+    std = site.labels([1, 2]).std()
+    expected = {"spread": ([site.labels([1, 2]).mean(), math.log(std)], [std, 1.0]), "survival": ([0.0], [1.0])}
+    for name, numbers in zip(("scaling.mean", "scaling.std"), expected[preset], strict=True):
+        torch.testing.assert_close(start[name], torch.tensor(numbers), rtol=1e-5, atol=0, check_dtype=False)
+    algo.train(ExchangeObject(weights=copied(start)))
+    trained = algo.get_weights().weights
+    assert not torch.equal(trained["head.weight"], start["head.weight"])
+    metrics = algo.evaluate(ExchangeObject(weights=copied(trained))).metrics
+    assert metrics.keys() == {"concordance" if preset == "survival" else "mae"}
 
 
 # ---- NVFlare ---------------------------------------------------------------------------------------------------------
@@ -353,7 +395,7 @@ def run_bundle(files: Sequence[str], where: Path, *arguments: str) -> None:
 
 @pytest.mark.slow
 def test_the_job_of_the_docs_trains_two_sites_in_the_simulator_of_nvflare(tmp_path: Path) -> None:
-    """The commands and files of docs/federated.md, word for word but for the number of rounds."""
+    """As docs/federated.md says it, its two files word for word but for the number of rounds."""
     pytest.importorskip("nvflare", reason='needs the extra "fl": pip install -e ".[fl]"')
     (tmp_path / "bundle").symlink_to(BUNDLE)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(TINY | {"rounds": 2, "local_epochs": 2}))

@@ -122,16 +122,19 @@ def stand_ins(path: str, key: str) -> Tensor:
     return torch.stack([mean - std, mean + std]).masked_fill(~known, torch.nan)
 
 
-def check_rounds(rounds: int, local_epochs: int, *, weight_averaging: float) -> None:
+def check_rounds(rounds: int, local_epochs: int, *, weight_averaging: float, resume: bool) -> None:
     """Refuse settings that a federated training cannot follow.
 
     Raises:
-        ValueError: for less than one round or epoch, or a running mean of the weights, which would mix rounds.
+        ValueError: for less than one round or epoch; for a running mean of the weights, which would mix rounds; for
+            going on with a training, of which MONAI's client keeps no state.
     """
     if min(rounds, local_epochs) < 1:
         raise ValueError(f"expected at least 1 of rounds and local_epochs, got {rounds} and {local_epochs}")
     if weight_averaging:
         raise ValueError(f"expected weight_averaging of 0 where sites are averaged, got {weight_averaging}")
+    if resume:
+        raise ValueError("expected resume False, got True: a federated training cannot go on where it stopped")
 
 
 class AgreedScaling:
@@ -215,7 +218,7 @@ def fedavg_recipe(
     """Make a job of NVFlare that averages this bundle over sites, for its simulator or for production.
 
     Args:
-        script: what every site runs, a file that calls :func:`main`, relative to the working folder; the job carries it.
+        script: a file that calls :func:`main`, relative to the working folder; the job carries it to the sites.
         initial_file: what :func:`save_initial` wrote, relative to the working folder; goes to the server with the job.
         sites: names of the sites, each with the arguments of :func:`main` there.
         rounds: as in the settings.

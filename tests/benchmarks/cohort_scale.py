@@ -2,13 +2,15 @@
 
 Synthetic cohorts of 5 scans a patient. Each step does what the command or the bundle does: reading the table, splitting
 it, the audit of ``mvreg audit``, finding all embeddings in the cache (every scan is hashed, none is encoded), and one
-epoch of the head. A process of its own measures each cohort, with as many threads as the machine has processors.
+epoch of the head. A process of its own measures each cohort, with one thread: two that wait for each other on cores
+with other work make the small steps of a head up to a hundred times slower, and by chance.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -119,12 +121,17 @@ def measure(folder: Path) -> dict[str, float]:
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
     loader = DataLoader(Dataset(items, embedded), batch_size=8, shuffle=True, collate_fn=collate_scans)
     start = time.perf_counter(), time.process_time()
+    steps = 0
     for batch in loader:
         optimizer.zero_grad()
         loss(network(batch["image"], batch["mask"], batch["time"]), batch["label"]).backward()
         optimizer.step()
+        steps += 1
     lap("epoch")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # One thread, and every patient once: an epoch that does other work must not pass for a fast one.
+    if torch.get_num_threads() != 1 or steps != -(-len(items) // 8):
+        raise RuntimeError(f"expected one thread and a step for every 8 patients, got {steps} steps")
     return taken | {"sum": sum(taken.values()), "cpu": cpu, "peak": peak, "patients": float(len(items))}
 
 
@@ -133,7 +140,8 @@ def run(folder: Path, patients: int) -> dict[str, float]:
     write_cohort(folder, patients)
     fill_cache(folder)
     command = [sys.executable, __file__, "--measure", str(folder)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=alone)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -108,6 +109,12 @@ def after(delay: float, path: Path) -> Callable[[], bool]:
     return lambda: path.exists() and time.time() - path.stat().st_mtime >= delay
 
 
+def in_seconds(delay: float) -> Callable[[], bool]:
+    """So many seconds from now."""
+    began = time.monotonic()
+    return lambda: time.monotonic() - began > delay
+
+
 def test_asked_to_stop_within_an_epoch_it_goes_on_to_the_same_numbers(
     data: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -125,6 +132,27 @@ def test_asked_to_stop_within_an_epoch_it_goes_on_to_the_same_numbers(
 def test_killed_it_goes_on_to_the_same_numbers(data: Path, undisturbed: Path, tmp_path: Path) -> None:
     code, _ = interrupt(tmp_path, after(0.1, tmp_path / "history.csv"), signal.SIGKILL, command(data, tmp_path))
     assert code == -signal.SIGKILL and not (tmp_path / "metrics.json").exists()
+    done = run(data, tmp_path, resume=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expect_same(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_numbers(
+    data: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    draw, killed = np.random.default_rng(0), 0
+    while killed < 20:
+        moment = in_seconds(draw.uniform(0, 12))
+        code, told = interrupt(tmp_path, moment, signal.SIGKILL, command(data, tmp_path, resume=True))
+        assert code in (0, -signal.SIGKILL), told[-3000:]
+        killed += code != 0
+        for file in tmp_path.rglob("*.pt"):
+            torch.load(file, weights_only=True)
+        if code == 0 or (tmp_path / "metrics.json").exists():  # it was done before it was killed often enough
+            expect_same(tmp_path, undisturbed)
+            shutil.rmtree(tmp_path)
+            tmp_path.mkdir()
     done = run(data, tmp_path, resume=True)
     assert done.returncode == 0, done.stderr[-3000:]
     expect_same(tmp_path, undisturbed)

@@ -318,11 +318,17 @@ def test_a_hundred_thousand_patients_take_time_and_memory_of_their_number() -> N
         assert prediction.grad is not None and prediction.grad.isfinite().all()
 
 
-def train_on_two(rank: int, folder: str) -> None:
+def patients_of_two(events: bool) -> Tensor:
+    label = real_label("veterans", 30)[:8].clone()
+    label[5:, 1] *= events
+    return label
+
+
+def train_on_two(rank: int, folder: str, events: bool) -> None:
     """One process of two: patients 0-4, or 5-7; the gradient that DistributedDataParallel leaves is kept."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(0)
-    net, label = DistributedDataParallel(nn.Linear(4, 1)), real_label("veterans", 30)[:8]
+    net, label = DistributedDataParallel(nn.Linear(4, 1)), patients_of_two(events)
     image = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
     rows = slice(0, 5) if rank == 0 else slice(5, 8)
     loss = GatheredLoss(CoxLoss())(net(image[rows]), label[rows])
@@ -331,10 +337,13 @@ def train_on_two(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_cox_over_processes_with_uneven_batches_is_that_of_all_their_patients(tmp_path: Path) -> None:
-    multiprocessing.spawn(train_on_two, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+@pytest.mark.parametrize("events", [True, False])
+def test_cox_over_processes_is_that_of_all_their_patients_also_if_one_has_no_event(
+    tmp_path: Path, events: bool
+) -> None:
+    multiprocessing.spawn(train_on_two, (str(tmp_path), events), nprocs=2)  # type: ignore[no-untyped-call]
     torch.manual_seed(0)
-    net, label = nn.Linear(4, 1), real_label("veterans", 30)[:8]
+    net, label = nn.Linear(4, 1), patients_of_two(events)
     loss = GatheredLoss(CoxLoss())(net(torch.randn(8, 4, generator=torch.Generator().manual_seed(1))), label)
     loss.backward()
     for rank in range(2):

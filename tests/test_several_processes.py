@@ -2,9 +2,11 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +15,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from numpy.testing import assert_allclose
+from test_checkpoint import expect_same
+from test_crossval import study
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "bundle" / "configs"
@@ -102,3 +107,83 @@ def test_two_launchers_find_each_other_and_train_one_model(tmp_path: Path) -> No
     assert all("SupervisedTrainer: Engine run finished" in log.read_text() for log in logs)
     assert sum("report:" in log.read_text() for log in logs) == 1
     assert len(torch.load(tmp_path / "models/model.pt", weights_only=True)["scaling.mean"]) == 1
+
+
+# ---- The same numbers as one process ---------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
+
+
+def command(data: Path, out: Path, *more: str, processes: int = 1, **settings: object) -> list[str]:
+    """Train with so many processes; ``batch_size`` is that of all of them."""
+    settings = {"epochs": 3, "batch_size": 4, "dropout": 0.0, "cohort_file": data / "uneven.csv"} | settings
+    settings["batch_size"] = int(str(settings["batch_size"])) // processes
+    settings |= {"bundle_root": ROOT / "bundle", "dataset_dir": data, "output_dir": out, "model_dir": out / "models"}
+    names = ["train", *more, *(["multi_gpu_train"] if processes > 1 else [])]
+    files = [*(str(CONFIGS / f"{name}.yaml") for name in names), str(data / "tiny.yaml")]
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
+    program = [sys.executable, *(launcher if processes > 1 else []), "-m", "monai.bundle", "run"]
+    return [*program, "--config_file", str(files), *(part for k, v in settings.items() for part in (f"--{k}", str(v)))]
+
+
+ALONE = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def train(command: list[str]) -> None:
+    done = subprocess.run(command, env=ALONE, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 patients, 5 of which validate: neither they nor the others can be shared out evenly to two processes."""
+    folder = study(tmp_path_factory.mktemp("study") / "data")
+    table = pd.read_csv(folder / "cohort.csv")
+    table["fold"] = (np.arange(18) >= 5).astype(int)
+    table.to_csv(folder / "uneven.csv", index=False)
+    return folder
+
+
+@pytest.mark.parametrize("more", [(), ("survival",)])
+def test_two_processes_give_the_numbers_of_one(data: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    own = {"horizons": [150, 300]} if more else {}
+    for processes in (1, 2):
+        train(command(data, tmp_path / str(processes), *more, processes=processes, **own))
+    for name in ("history.csv", "predictions.csv"):
+        one, two = (pd.read_csv(tmp_path / str(processes) / name) for processes in (1, 2))
+        assert list(one) == list(two) and len(one) == len(two)
+        numbers = one.select_dtypes("number").columns
+        if "log_risk" in numbers:  # Cox's loss does not know where zero is, so rounding alone moves the bias
+            one["log_risk"], two["log_risk"] = (table["log_risk"] - table["log_risk"].mean() for table in (one, two))
+        assert_allclose(two[numbers], one[numbers], rtol=1e-5, atol=1e-7)
+    one, two = (torch.load(tmp_path / f"{processes}/models/model.pt", weights_only=True) for processes in (1, 2))
+    moved = {"head.bias"} if more else set()
+    one, two = ({name: weight for name, weight in model.items() if name not in moved} for model in (one, two))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+
+
+def children(process: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False).stdout.split()
+    return [int(child) for child in found]
+
+
+def test_when_a_process_is_killed_all_end_with_an_error_and_go_on_later(data: Path, tmp_path: Path) -> None:
+    func = "$lambda image: image + 0 * (__import__('time').sleep(0.05) or 0)"
+    noise = {"_target_": "monai.transforms.RandGaussianNoised", "keys": "image", "prob": 0.9}
+    slow = [noise, {"_target_": "monai.transforms.Lambdad", "keys": "image", "func": func}]
+    run = command(data, tmp_path / "cut", processes=2, augmentation=slow, dropout=0.3)
+    with (tmp_path / "log").open("w") as log:
+        launcher = subprocess.Popen(run, env=ALONE, stdout=log, stderr=log)
+        while launcher.poll() is None and not (tmp_path / "cut/history.csv").exists():
+            time.sleep(0.01)
+        os.kill(children(launcher.pid)[1], signal.SIGKILL)
+        began = time.monotonic()
+        assert launcher.wait(timeout=60) != 0 and time.monotonic() - began < 60
+    assert "SIGKILL" in (tmp_path / "log").read_text()
+    train([*command(data, tmp_path / "cut", processes=2, augmentation=slow, dropout=0.3), "--resume", "True"])
+    train(command(data, tmp_path / "whole", processes=2, augmentation=slow, dropout=0.3))
+    expect_same(tmp_path / "cut", tmp_path / "whole")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -220,7 +219,7 @@ def _run_fold(plan: Plan, place: Path, settings: dict[str, Any], fold: str) -> N
     place.mkdir(exist_ok=True)
     folders = {"model_dir": str(place / "models")}
     steps = {
-        "train": {**settings, **folders, "output_dir": str(place / "training")},
+        "train": {**settings, **folders, "output_dir": str(place / "training"), "resume": True},
         "evaluate": {**settings, **folders, "output_dir": str(place / "test"), "evaluate_folds": [fold]},
     }
     steps["evaluate"].pop("seed")
@@ -228,8 +227,6 @@ def _run_fold(plan: Plan, place: Path, settings: dict[str, Any], fold: str) -> N
         done = place / f"{kind}.done"
         if done.exists():
             continue
-        if kind == "train":  # what an interrupted one left
-            shutil.rmtree(place / "models", ignore_errors=True)
         _run(replace(plan, settings={**plan.settings, **own}), kind, place)
         done.touch()
 

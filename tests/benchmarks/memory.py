@@ -1,8 +1,8 @@
 """Memory and time of one training step by the number of scans: ``python tests/benchmarks/memory.py``.
 
-A residual 3D network with group normalisation and dropout, volumes of 48 x 48 x 48, one patient. Each step runs in a process of
-its own; memory is the peak above what the process held before the step, with the volumes already there. The processes
-hand freed memory back at once (MALLOC_MMAP_THRESHOLD_), which the allocator of glibc else keeps, in pieces.
+A residual 3D network with group normalisation and dropout, volumes of 48 x 48 x 48, one patient. Each step runs in a
+process of its own; memory is the peak above what the process held before the step, with the volumes already there. The
+processes hand freed memory back at once (MALLOC_MMAP_THRESHOLD_), which the allocator of glibc else keeps, in pieces.
 """
 
 from __future__ import annotations

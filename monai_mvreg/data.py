@@ -1,5 +1,6 @@
 """Items -> batch: which patients, drawn how, and their different numbers of scans side by side."""
 
+import os
 import random
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -206,7 +207,11 @@ def outlive_one_signal(worker: int) -> None:
     A cluster sends it to all processes of a training, whose main one still has to finish its batch. At its own end
     that one sends another.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+
+    def end(number: int, frame: Any) -> None:
+        os._exit(0)  # killed by the signal, it would pass for a worker that failed
+
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, end))
 
 
 class StreamedImages(PrepareBatchExtraInput):

@@ -193,11 +193,11 @@ class Quadratic(nn.Module):
         return nn.functional.dropout(image * self.weight, 0.5, self.training)
 
 
-def small(out: Path, *, resume: bool) -> tuple[Any, Checkpoint]:
+def small(out: Path, *, resume: bool = False, step: float = 0.3, patience: int = 3) -> tuple[Any, Checkpoint]:
     """A training of MONAI that takes milliseconds, and every part that has a state."""
     data = [{"image": torch.tensor([float(n)]), "label": torch.tensor([2.0 * n])} for n in range(1, 7)]
     network = Quadratic()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.3)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=step)
     dataset = Dataset(data, Compose([RandGaussianNoised("image", prob=1.0), EnsureTyped("image", track_meta=False)]))
     batches = PatientBatches([1] * 6, 2, seed=1)
     train_loader = DataLoader(SeededScans(dataset), batch_sampler=batches, generator=torch.Generator())
@@ -223,7 +223,7 @@ def small(out: Path, *, resume: bool) -> tuple[Any, Checkpoint]:
     )
     best = BestModelSaver(str(out / "model.pt"), network)
     best.attach(evaluator)
-    early = EarlyStopping(3, lambda engine: -engine.state.metrics["mae"], trainer)
+    early = EarlyStopping(patience, lambda engine: -engine.state.metrics["mae"], trainer)
     evaluator.add_event_handler(Events.COMPLETED, early)
     history = HistorySaver(str(out / "history.csv"), evaluator, "mae")
     history.attach(trainer)
@@ -254,10 +254,10 @@ def test_asked_at_any_moment_it_goes_on_to_the_same_numbers(
 ) -> None:
     (tmp_path / "whole").mkdir()
     torch.manual_seed(0)
-    trainer, _ = small(tmp_path / "whole", resume=False)
+    trainer, _ = small(tmp_path / "whole")
     trainer.run()
     torch.manual_seed(0)
-    trainer, checkpoint = small(tmp_path / "cut", resume=False)
+    trainer, checkpoint = small(tmp_path / "cut")
     seen = iter(range(1, 1000))
 
     def ask(_: Any) -> None:
@@ -274,3 +274,41 @@ def test_asked_at_any_moment_it_goes_on_to_the_same_numbers(
     trainer.run()
     torch.testing.assert_close(files(tmp_path / "cut"), files(tmp_path / "whole"), rtol=0, atol=0)
     signal.signal(signal.SIGTERM, before)
+
+
+def test_a_worse_model_never_replaces_the_best_one_after_an_interruption(tmp_path: Path) -> None:
+    """With such steps the first epoch is the best: what follows it must not be saved."""
+    (tmp_path / "whole").mkdir()
+    torch.manual_seed(0)
+    trainer, checkpoint = small(tmp_path / "whole", step=2.0)
+    trainer.run()
+    best = checkpoint.evaluator.state.best_metric_epoch
+    assert best == 1
+    torch.manual_seed(0)
+    trainer, _ = small(tmp_path / "cut", step=2.0)
+    trainer.add_event_handler(Events.EPOCH_STARTED(once=best + 1), lambda _: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        trainer.run()
+    trainer, _ = small(tmp_path / "cut", step=2.0, resume=True)
+    trainer.run()
+    torch.testing.assert_close(files(tmp_path / "cut"), files(tmp_path / "whole"), rtol=0, atol=0)
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_training_that_had_stopped_early_is_not_trained_on(tmp_path: Path) -> None:
+    """It is killed when its last epoch is written and before its end is."""
+
+    def die(_: Any) -> None:
+        raise InterruptedError
+
+    (tmp_path / "cut").mkdir()
+    trainer, _ = small(tmp_path / "cut", step=4.0, patience=1)
+    trainer.add_event_handler(Events.TERMINATE, die)
+    with pytest.raises(InterruptedError):
+        trainer.run()
+    assert trainer.state.epoch < 4
+    again, _ = small(tmp_path / "cut", step=4.0, patience=1, resume=True)
+    again.run()
+    assert again.state.epoch == trainer.state.epoch
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

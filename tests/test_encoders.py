@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from monai_mvreg.networks.encoders import (
+    HistogramEncoder,
     PretrainedEncoder,
     SliceEncoder,
     TokenEncoder,
@@ -276,3 +278,29 @@ def test_a_file_that_holds_code_is_refused_and_the_code_not_run(tmp_path: Path) 
     with pytest.raises(pickle.UnpicklingError):
         load_weights(stages(), str(tmp_path / "weights.pth"))
     assert not (tmp_path / "ran").exists()
+
+
+# ---- Histogram -------------------------------------------------------------------------------------------------------
+
+
+def test_the_shares_of_intensities_are_those_of_numpy() -> None:
+    """At the centres of bins it is the histogram of numpy; between two, both have a part by distance."""
+    image = torch.randint(0, 5, (2, 3, 7, 6)).float()
+    found = HistogramEncoder(5, low=0.0, high=4.0)(image)
+    for scan, shares in zip(image, found.unflatten(1, (3, 5)), strict=True):
+        for channel, own in zip(scan, shares, strict=True):
+            expected = np.histogram(channel, bins=np.arange(-0.5, 5))[0] / channel.numel()
+            assert_close(own.numpy(), expected.astype(np.float32))
+    assert_close(HistogramEncoder(3)(torch.tensor([[[0.1, -7.0]]])), torch.tensor([[0.9, 0.1, 0.0]]))
+    assert_close(HistogramEncoder(3)(torch.tensor([[[0.1, 9.0]]])), torch.tensor([[0.4, 0.1, 0.5]]))
+
+
+def test_gradients_of_a_histogram_reach_the_image() -> None:
+    image = torch.rand(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(HistogramEncoder(4), image)
+
+
+@pytest.mark.parametrize("bins", [{"bins": 1}, {"bins": 4, "low": 1.0, "high": 1.0}])
+def test_a_histogram_without_bins_is_refused(bins: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected at least two bins from low to high"):
+        HistogramEncoder(**bins)

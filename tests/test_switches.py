@@ -38,7 +38,7 @@ def gradients(net: nn.Module, image: Tensor) -> dict[str, Tensor]:
     return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", sorted(ENCODERS.keys() - {"histogram"}))  # that one multiplies nothing
 def test_an_embedding_in_bfloat16_is_that_of_float32_within_two_percent(name: str) -> None:
     # Fresh statistics of batch normalisation. Fitted to noise they amplify any rounding, of the pixels too.
     make, shape = ENCODERS[name]

@@ -116,6 +116,15 @@ def test_both_knees_tell_more_than_one_and_their_intervals_hold(tmp_path: Path) 
     assert 0.88 <= np.mean(held) <= 0.92
 
 
+def test_the_mean_of_three_trainings_grades_the_worse_knee(tmp_path: Path) -> None:
+    run, found = Run("knee_kl", "kl_max", (), 0.60), []
+    for seed in range(3):
+        bundle_run("train", run, tmp_path / str(seed), "--seed", str(seed))
+        found.append(pd.read_csv(tmp_path / str(seed) / "predictions.csv").set_index("patient"))
+    mean = sum(table["kl_max_predicted"] for table in found) / len(found)
+    assert float((mean - found[0]["kl_max"]).abs().mean()) <= run.mae
+
+
 def test_the_length_of_the_follow_up_is_read_from_the_dates_alone(tmp_path: Path) -> None:
     pool = DATED_LSTM.replace("LSTMPool", "GRUPool")
     settings = ("--spatial_size", "[32,32]", "--epochs", "40", "--pool", pool)

@@ -143,7 +143,16 @@ def describe_run(patients: Sequence[Mapping[str, Any]], root: str, *, processes:
         Each setting by its name, ``cohort`` (a hash) and ``processes``.
     """
     places = {"bundle_root", "dataset_dir", "output_dir", "model_dir", "cohort_file", "outcomes_file", "device"}
-    places |= {"workers", "cache_rate", "main_process", "resume", "imports", "initialize", "run", "finalize"}
+    places |= {
+        "workers",
+        "cache_rate",
+        "cache_dir",
+        "embedding_cache",
+        "embedding_cache_bytes",
+        "main_process",
+        "resume",
+    }
+    places |= {"imports", "initialize", "run", "finalize"}
     settings = {name: value for name, value in _leaves(_calling_config()) if name.split("#")[0] not in places}
     cohort = hashlib.sha256()
     for patient in patients:

@@ -150,9 +150,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("more", [(), ("survival",)])
 def test_two_processes_give_the_numbers_of_one(data: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
-    own = {"horizons": [150, 300]} if more else {}
-    for processes in (1, 2):
-        train(command(data, tmp_path / str(processes), *more, processes=processes, **own))
+    # A network with weights, for two processes in chunks: what each does on its way must not matter.
+    encoder = "$torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(512, 8), torch.nn.Tanh())"
+    own = {"encoder": encoder, "embedding_size": 8} | ({"horizons": [150, 300]} if more else {})
+    for processes, chunk_size in ((1, "$None"), (2, 1)):
+        out = tmp_path / str(processes)
+        train(command(data, out, *more, processes=processes, chunk_size=chunk_size, **own))
     for name in ("history.csv", "predictions.csv"):
         one, two = (pd.read_csv(tmp_path / str(processes) / name) for processes in (1, 2))
         assert list(one) == list(two) and len(one) == len(two)
@@ -184,6 +187,9 @@ def test_when_a_process_is_killed_all_end_with_an_error_and_go_on_later(data: Pa
         began = time.monotonic()
         assert launcher.wait(timeout=60) != 0 and time.monotonic() - began < 60
     assert "SIGKILL" in (tmp_path / "log").read_text()
-    train([*command(data, tmp_path / "cut", processes=2, augmentation=slow, dropout=0.3), "--resume", "True"])
+    fewer = command(data, tmp_path / "cut", augmentation=slow, dropout=0.3, resume=True)
+    done = subprocess.run(fewer, env=ALONE, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1 and "processes (was 2, is 1)" in done.stderr
+    train(command(data, tmp_path / "cut", processes=2, augmentation=slow, dropout=0.3, resume=True))
     train(command(data, tmp_path / "whole", processes=2, augmentation=slow, dropout=0.3))
     expect_same(tmp_path / "cut", tmp_path / "whole")

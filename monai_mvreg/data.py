@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -201,17 +202,22 @@ class SeededScans(Dataset[Any]):
         return item
 
 
-def outlive_one_signal(worker: int) -> None:
-    """Let a worker outlive its first SIGTERM, for ``worker_init_fn``.
+def end_with_training(worker: int) -> None:
+    """Let a worker end by the SIGTERM of its own training alone, for ``worker_init_fn``.
 
-    A cluster sends it to all processes of a training, whose main one still has to finish its batch. At its own end
-    that one sends another.
+    A cluster sends the signal to all processes of a training, whose main one still has to finish its batch. Where the
+    system does not tell who sends a signal (other than Linux), workers end by any.
     """
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
-    def end(number: int, frame: Any) -> None:
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
         os._exit(0)  # killed by the signal, it would pass for a worker that failed
 
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, end))
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class StreamedImages(PrepareBatchExtraInput):

@@ -56,7 +56,7 @@ def command(data: Path, out: Path, **settings: Any) -> list[str]:
 def run(data: Path, out: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
-        command(data, out, **settings), env=environment, capture_output=True, text=True, timeout=300, check=False
+        command(data, out, **settings), env=environment, capture_output=True, text=True, timeout=120, check=False
     )
 
 

@@ -116,8 +116,8 @@ def recipe_of(transform: Compose, encoder: nn.Module) -> str:
     """
     if not isinstance(encoder, PretrainedEncoder) or not encoder.frozen:
         raise ValueError(
-            "expected an encoder that is wholly frozen, PretrainedEncoder with learn: [], got "
-            f"{type(encoder).__name__} with parts that learn"
+            "expected an encoder wrapped whole in PretrainedEncoder, with learn: [], got "
+            f"{type(encoder).__name__}{' with parts that learn' if isinstance(encoder, PretrainedEncoder) else ''}"
         )
     steps = transform.flatten().transforms
     if random := [type(step).__name__ for step in steps if isinstance(step, RandomizableTrait)]:

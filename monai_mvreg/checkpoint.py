@@ -71,8 +71,6 @@ class Checkpoint:
 
     Attach it last, so that all other handlers have done their part.
 
-    Attach it last, so that all other handlers have done their part.
-
     Args:
         path: the file; replaced in one step.
         states: by name, what has a state.

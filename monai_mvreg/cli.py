@@ -47,6 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _add_plan(verb: argparse.ArgumentParser) -> None:
+    """What every verb takes that runs the bundle's training."""
+    verb.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="files of settings, as in training")
+    verb.add_argument("--dataset_dir", type=Path, required=True, metavar="FOLDER", help="the scans and the table")
+    verb.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for all results")
+    verb.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="default: bundle")
+    verb.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the bundle")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mvreg", description="Predict one number per patient from all their scans.")
     parser.add_argument("--version", action="version", version=f"mvreg {version('monai-mvreg')}")
@@ -90,35 +99,23 @@ def _parser() -> argparse.ArgumentParser:
     audit.set_defaults(verb=_audit)
 
     crossval = verbs.add_parser("crossval", help="train and predict fold by fold; goes on where it was stopped")
-    crossval.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="files of settings, as in training")
-    crossval.add_argument("--dataset_dir", type=Path, required=True, metavar="FOLDER", help="the scans and the table")
-    crossval.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for all results")
-    crossval.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="default: bundle")
+    _add_plan(crossval)
     crossval.add_argument("--folds", type=int, default=5, help="where the table has no folds (default 5)")
     crossval.add_argument("--seeds", type=int, default=1, help="trainings of each fold, averaged (default 1)")
-    crossval.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the bundle")
     crossval.add_argument("--permute", type=int, metavar="SEED", help="shuffle labels: what is then found is a leak")
     crossval.add_argument("--predict", type=Path, metavar="FILE", help="a table of new patients, for all models' mean")
     crossval.set_defaults(verb=_crossval)
 
     compare = verbs.add_parser("compare", help="cross-validate every combination of choices, beside simple baselines")
     compare.add_argument("grid", type=Path, metavar="GRID", help="YAML: setting, then name and value of each choice")
-    compare.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="files of settings, as in training")
-    compare.add_argument("--dataset_dir", type=Path, required=True, metavar="FOLDER", help="the scans and the table")
-    compare.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for all results")
-    compare.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="default: bundle")
+    _add_plan(compare)
     compare.add_argument("--seeds", type=int, default=1, help="trainings of each fold, averaged (default 1)")
-    compare.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the bundle")
     compare.add_argument("--trials", type=int, help="look for good settings with Optuna instead of trying all")
     compare.set_defaults(verb=_compare)
 
     profile = verbs.add_parser("profile", help="say where the time of an epoch of training goes, and what would help")
-    profile.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="files of settings, as in training")
-    profile.add_argument("--dataset_dir", type=Path, required=True, metavar="FOLDER", help="the scans and the table")
-    profile.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for profile.html and profile.json")
-    profile.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="default: bundle")
+    _add_plan(profile)
     profile.add_argument("--epochs", type=int, default=2, help="measured ones; the last is shown (default 2)")
-    profile.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the bundle")
     profile.set_defaults(verb=_profile)
 
     split = verbs.add_parser("split", help="add a column `fold` that keeps each patient in one fold")

@@ -23,36 +23,18 @@ from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 from monai.utils import set_determinism
+from test_bundle import BUNDLE, KEY
+from test_bundle import TINY as BRIGHT
 from torch import Tensor
 
 from monai_mvreg.deploy import federated
 from monai_mvreg.losses import GaussianLoss
 from monai_mvreg.networks.multiscan import Covariates, TargetScaling
 
-BUNDLE = Path(__file__).parents[1] / "bundle"
-KEY = "Erika Mustermann 1964"
-# A network without normalisation: brightness is what it has to see, and a few steps must do.
-TINY: dict[str, Any] = {
-    "spatial_size": [16, 16, 16],
-    "intensity": [
-        {"_target_": "monai.transforms.ScaleIntensityRanged", "keys": "image", "a_min": 0, "a_max": 100, "b_min": -1}
-        | {"b_max": 1}
-    ],
-    "augmentation": [{"_target_": "monai.transforms.RandFlipd", "keys": "image", "prob": 0.5, "spatial_axis": 0}],
-    "encoder": {
-        "_target_": "monai.networks.nets.Regressor",
-        "in_shape": [1, 16, 16, 16],
-        "out_shape": [8],
-        "channels": [4, 8],
-        "strides": [4, 2],
-        "norm": None,
-        "num_res_units": 1,
-    },
-    "columns#unit": "unit",
+# How many epochs there are, the federation says.
+TINY: dict[str, Any] = {name: value for name, value in BRIGHT.items() if name != "epochs"} | {
     "columns#covariates": {"age": "number"},
     "device": "$torch.device('cpu')",
-    "batch_size": 4,
-    "learning_rate": 0.01,
     "dropout": 0.0,
     "rounds": 4,
 }

@@ -1,0 +1,184 @@
+"""Number -> prediction: what is said of one patient, as JSON, which is the truth, and as a row of a table.
+
+``prediction.schema.json`` beside this file is the JSON schema of a file of predictions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import pandas as pd
+
+FORMAT = "monai-mvreg predictions 1"
+PURPOSE = "Research use only. Not a medical device: this may not guide the care of a patient."
+
+
+@dataclass(frozen=True)
+class Number:
+    """One predicted number in target units; for a time to event the log risk: higher is sooner.
+
+    ``low`` and ``high`` hold the true value of a share ``confidence`` of new patients; ``spread`` is the standard
+    deviation that the network predicts. Each is None where it is not known.
+    """
+
+    name: str
+    unit: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    confidence: float | None = None
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class SurvivalCurve:
+    """What a log risk means in time: the chance ``survival`` of no event through each of ``days``.
+
+    ``horizons`` are the days that the model was made for, and ``risks`` the chance of the event by each.
+    ``median_days`` is None where half of such patients are free of the event at the end of what is known.
+    """
+
+    median_days: float | None
+    horizons: tuple[float, ...]
+    risks: tuple[float, ...]
+    days: tuple[float, ...]
+    survival: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class UsedScan:
+    """A scan that the prediction was made from.
+
+    ``day`` counts from the first scan used. ``weight`` is the scan's share in the pool; weights sum to 1.
+    ``contributions`` say for each number how much lower it would be without this scan, in target units: exact for
+    every pool, but they need not sum to anything. None for an only scan. ``content`` is the SHA-256 of its bytes.
+    """
+
+    address: str
+    day: float
+    view: str | None
+    modality: str
+    weight: float
+    contributions: tuple[float, ...] | None
+    content: str
+
+
+@dataclass(frozen=True)
+class UnusedScan:
+    """A file or series that was not used, and why."""
+
+    address: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Caution:
+    """Something outside what the training saw, or that was missing; ``scan`` is the number of a used scan, from 0."""
+
+    check: str
+    message: str
+    scan: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What made a prediction.
+
+    ``weights`` are the SHA-256 of the file of weights of each member of the ensemble; ``preprocessing`` is a hash of
+    the transforms and their code.
+    """
+
+    name: str
+    version: str
+    software: str
+    weights: tuple[str, ...]
+    preprocessing: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is predicted for one patient, from which scans, and what to keep in mind.
+
+    ``patient`` is the key in the user's own table, or a number where a folder was read. ``newest_visit`` says for each
+    number how much it was changed by the scans of the newest day; None where all scans are of one day.
+    """
+
+    patient: str
+    numbers: tuple[Number, ...]
+    survival: SurvivalCurve | None
+    scans: tuple[UsedScan, ...]
+    newest_visit: tuple[float, ...] | None
+    left_out: tuple[UnusedScan, ...]
+    warnings: tuple[Caution, ...]
+    model: ModelIdentity
+
+
+def to_json(predictions: Sequence[Prediction]) -> str:
+    """Write predictions as JSON, by the schema beside this file."""
+    whole = {"format": FORMAT, "purpose": PURPOSE, "predictions": [asdict(prediction) for prediction in predictions]}
+    return json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False)
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read what :func:`to_json` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
+    """
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        if whole["format"] != FORMAT:
+            raise ValueError
+        return [_made(Prediction, entry) for entry in whole["predictions"]]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path.name}: expected predictions as mvreg predict writes them, got something else") from None
+
+
+def as_rows(predictions: Sequence[Prediction]) -> pd.DataFrame:
+    """One row per patient; ``days``, ``weights`` and ``contributions`` hold one entry per scan, joined by ``;``."""
+    return pd.DataFrame([_row(prediction) for prediction in predictions])
+
+
+def _row(prediction: Prediction) -> dict[str, Any]:
+    row: dict[str, Any] = {"patient": prediction.patient}
+    for place, number in enumerate(prediction.numbers):
+        if prediction.survival is not None:
+            row["log_risk"] = number.value
+            row["median_days"] = prediction.survival.median_days
+            horizons = zip(prediction.survival.horizons, prediction.survival.risks, strict=True)
+            row |= {f"risk_{day:g}": risk for day, risk in horizons}
+        else:
+            row |= {f"{number.name}_predicted": number.value, f"{number.name}_low": number.low}
+            row |= {f"{number.name}_high": number.high}
+        parts = [scan.contributions[place] for scan in prediction.scans if scan.contributions is not None]
+        row[f"{number.name}_contributions"] = ";".join(f"{part:.6g}" for part in parts)
+    row["unit"] = prediction.numbers[0].unit
+    row["scans"] = len(prediction.scans)
+    row["days"] = ";".join(f"{scan.day:g}" for scan in prediction.scans)
+    row["weights"] = ";".join(f"{scan.weight:.4f}" for scan in prediction.scans)
+    row["left_out"] = len(prediction.left_out)
+    row["warnings"] = "; ".join(dict.fromkeys(warning.check for warning in prediction.warnings))
+    return row
+
+
+Made = TypeVar("Made")
+
+
+def _made(kind: type[Made], entry: dict[str, Any]) -> Made:
+    """Make a dataclass from what ``asdict`` made of it."""
+    if set(entry) != {field.name for field in fields(kind)}:  # type: ignore[arg-type]
+        raise ValueError
+    hints = get_type_hints(kind)
+    return kind(**{name: _value(hints[name], value) for name, value in entry.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    inner = next((part for part in get_args(hint) if is_dataclass(part)), hint)
+    if isinstance(value, list):
+        return tuple(_made(inner, part) if is_dataclass(inner) else part for part in value)  # type: ignore[arg-type]
+    return _made(inner, value) if isinstance(value, dict) else value  # type: ignore[arg-type]

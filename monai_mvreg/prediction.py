@@ -136,7 +136,9 @@ def read_predictions(path: Path) -> list[Prediction]:
             raise ValueError
         return [_made(Prediction, entry) for entry in whole["predictions"]]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path.name}: expected predictions as mvreg predict writes them, got something else") from None
+        raise ValueError(
+            f"{path.name}: expected predictions as mvreg predict writes them, got something else"
+        ) from None
 
 
 def as_rows(predictions: Sequence[Prediction]) -> pd.DataFrame:

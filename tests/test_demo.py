@@ -12,7 +12,7 @@ import torch
 from monai.transforms import Compose, LoadImaged, Orientationd
 
 import monai_mvreg
-from monai_mvreg.cli import main
+from monai_mvreg.cli.main import main
 from monai_mvreg.cohort.sources import rows_from_scans
 from monai_mvreg.cohort.table import Columns, read_cohort
 from monai_mvreg.demo import SHAPE, VOXEL, draw_patient, find_bundle, write_demo_cohort, write_dicom, write_nifti

@@ -222,7 +222,7 @@ class Predictor:
         patient, left_out = found.patient, list(found.left_out)
         seen: list[_Seen] = []
         unreadable = 0
-        rows = list(zip(patient.scans, patient.days, patient.views, strict=True))
+        rows = sorted(zip(patient.scans, patient.days, patient.views, strict=True), key=lambda row: row[1])
         for address, day, view in tqdm(rows, "scans", unit="scan", disable=None, leave=False):
             try:
                 header = found.headers.get(address) or header_of(address, self.trained.reader)

@@ -117,7 +117,7 @@ def test_the_written_folders_are_found_as_any_other(folder: Path) -> None:
 
 
 def prediction_properties(out: Path) -> None:
-    """Of a demo's model: a follow-up equals a full run, fewer visits have a number too, and no order of rows matters."""
+    """Of a demo's model: a follow-up equals a full run, any visits have a number, and no order of rows matters."""
     predictor = Predictor.from_bundle(BUNDLE, models=out / "models")
     cohort = read_cohort(str(out / "cohort" / "cohort.csv"), Columns(day="day"), images=str(out / "cohort"))
     patient = max(cohort.patients, key=lambda patient: len(patient.scans))

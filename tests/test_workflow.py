@@ -221,4 +221,4 @@ def test_settings_are_saved_with_all_that_they_refer_to_and_nothing_else(bundle:
     start(bundle)
     saved = json.loads((bundle / "settings.json").read_text())
     assert saved["own"] == {"size": "$@margin * 2", "margin": 3, "imports": ["$import pathlib"]}
-    assert (saved["unit"], saved["dated"], saved["horizons"], saved["loss"]) == ("mL", True, None, {"delta": "%margin"})
+    assert (saved["unit"], saved["dated"], saved["horizons"], saved["loss"]) == ("mL", True, None, {"delta": 3})

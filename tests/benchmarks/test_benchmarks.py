@@ -50,7 +50,9 @@ RUNS = {
     "hippo mean, mean pool": Run("hippo3d_bags", "mean_mm3", (), 130.0),
     "hippo sum, sum pool": Run("hippo3d_bags", "sum_mm3", (*SUM, "--learning_rate", "0.03"), 560.0),
     "oasis brain volume, gated attention": Run("oasis2_long", "nwbv_last", (), 0.0181),
-    "knees, summed grade, mean pool": Run("knee_kl", "kl_sum", ("--pool#_target_", f"{POOLS}.MeanPool"), 1.05),
+    "knees, summed grade, mean pool": Run(
+        "knee_kl", "kl_sum", ("--pool#_target_", f"{POOLS}.MeanPool", "--epochs", "30"), 1.05
+    ),
     "growth rate, trend pool": Run("growth3d", "v_mm_per_year", (), 4.5),
 }
 
@@ -98,7 +100,7 @@ def test_mean_pooling_cannot_know_the_growth_rate(tmp_path: Path) -> None:
 
 
 def test_both_knees_tell_more_than_one_and_their_intervals_hold(tmp_path: Path) -> None:
-    run = Run("knee_kl", "kl_max", (), 0.65)
+    run = Run("knee_kl", "kl_max", (), 0.60)
     assert bundle_run("train", run, tmp_path)["mae"] <= run.mae
     both = pd.read_csv(tmp_path / "predictions.csv").sort_values("patient")
     table = pd.read_csv(PACKS / run.pack / "manifest.csv")
@@ -114,15 +116,6 @@ def test_both_knees_tell_more_than_one_and_their_intervals_hold(tmp_path: Path) 
         low, high = fit_interval(pred[known], target[known], confidence=0.9).around(pred[new])
         held.append(((target[new] >= low) & (target[new] <= high)).mean())
     assert 0.88 <= np.mean(held) <= 0.92
-
-
-def test_the_mean_of_three_trainings_grades_the_worse_knee(tmp_path: Path) -> None:
-    run, found = Run("knee_kl", "kl_max", ("--epochs", "45"), 0.60), []
-    for seed in range(3):
-        bundle_run("train", run, tmp_path / str(seed), "--seed", str(seed))
-        found.append(pd.read_csv(tmp_path / str(seed) / "predictions.csv").set_index("patient"))
-    mean = sum(table["kl_max_predicted"] for table in found) / len(found)
-    assert float((mean - found[0]["kl_max"]).abs().mean()) <= run.mae
 
 
 def test_the_length_of_the_follow_up_is_read_from_the_dates_alone(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ _READING = (
 )
 _BRIGHTNESS = "Each picture has a brightness of its own: do not compare."
 _OUTLINES = (
-    " Outlines show where the model looked hardest in that scan, at half of "
-    "the strongest effect: a solid line and + raise the number, a dashed line and \N{MINUS SIGN} lower it. They do not "
-    "compare between scans, and are no proof that something is there."
+    " Outlines show what the model went by in that scan, at half of the strongest effect: regions with + raise the "
+    "number, hatched regions with \N{MINUS SIGN} lower it. They do not compare between scans, and are no proof that "
+    "something is there."
 )
 _LIMITS = (
     "It must not be used to diagnose, to choose or withhold a treatment, or to tell patients about themselves. It says "
@@ -65,9 +65,7 @@ def write_patient_report(
     sections += _standing(prediction, cohort or {}) if prediction.survival is None else [_chances(prediction.survival)]
     sections += _scans(prediction, identify)
     if pictures:
-        text = (
-            _OUTLINES if any(picture.saliency is not None for picture in pictures) else _OUTLINES.split(". ")[0] + "."
-        )
+        text = _BRIGHTNESS + _OUTLINES * any(picture.saliency is not None for picture in pictures)
         sections.append(Section("Pictures of the scans", text, tiles=_tiles(prediction, pictures, clean)))
     sections += [*_left_out(prediction, clean, identify), _model(prediction)]
     title = f"Prediction for patient {prediction.patient}" if identify else "Prediction for one patient"
@@ -155,8 +153,8 @@ def _reading(numbers: Sequence[Number]) -> str:
             sentence = "the true value is expected within the interval; how often that holds is not known."
         else:
             sentence = (
-                f"for {100 * number.confidence:.3g} of 100 new patients like those the model was tested on, the true "
-                "value lies within such an interval; it may lie outside for this one."
+                f"for {100 * number.confidence:.3g} of 100 new patients like those the interval was fitted on, the "
+                "true value lies within such an interval; it may lie outside for this one."
             )
         told.setdefault(sentence, []).append(_name(number))
     if len(told) == 1:
@@ -373,5 +371,7 @@ def _numbers(places: Sequence[int]) -> str:
             runs[-1].append(place)
         else:
             runs.append([place])
-    words = [str(run[0] + 1) + (f" to {run[-1] + 1}" if len(run) > 1 else "") for run in runs]
+    words: list[str] = []
+    for run in runs:
+        words += [f"{run[0] + 1} to {run[-1] + 1}"] if len(run) > 2 else [str(place + 1) for place in run]
     return f"Scans {', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else f"Scans {words[0]}"

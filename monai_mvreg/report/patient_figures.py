@@ -47,6 +47,7 @@ def figure_standing(number: Number, cohort: Sequence[float], decimals: int) -> F
     axes.annotate(words, place, offset, textcoords="offset points", ha=side, va="bottom", color=INK, weight="bold")
     axes.set(ylim=(-2.8, above + 1.3), xlim=(left - 1.5 * step, right + 1.5 * step), yticks=[])
     calm(axes, number.name.replace("_", " "), "", number.unit)
+    axes.set_ylabel("")
     axes.spines["left"].set_visible(False)
     return figure
 
@@ -87,13 +88,12 @@ def figure_timeline(prediction: Prediction, numbers: Sequence[int]) -> Figure:
     days, weights, *parts = panels
     for axes in panels:
         axes.hlines(rows, 0, 1, transform=axes.get_yaxis_transform(), color="#e6e6e6", linewidth=0.6, zorder=0)
-        axes.tick_params(axis="y", length=0)
     days.plot([scan.day for scan in scans], rows, "o", color=INK, markersize=min(7.0, 40 * height))
     days.margins(x=0.06)
     shares = [scan.weight for scan in scans]
     bars = weights.barh(rows, shares, height=0.66, color="#8a8a8a")
     weights.bar_label(bars, [share(weight, len(scans)) for weight in shares], padding=2, fontsize=small, color=QUIET)
-    weights.set(xlim=(0, 1.6 * (max(shares) or 1.0)), xticks=[0])
+    weights.set(xlim=(0, 1.6 * (max(shares) or 1.0)), xticks=[])
     titles = ["day", "weight"]
     for axes, place in zip(parts, numbers, strict=True):
         number = prediction.numbers[place]
@@ -114,6 +114,7 @@ def figure_timeline(prediction: Prediction, numbers: Sequence[int]) -> Figure:
         calm(axes, "", "")
         axes.set_title(title, fontsize=9, color=QUIET, loc="left")
         axes.tick_params(axis="x", labelsize=8)
+        axes.tick_params(axis="y", length=0)
     names = [f"! {i + 1}" if i in warned else str(i + 1) for i in range(len(scans))]
     days.set_yticks(rows, names, fontsize=small)
     days.set(ylim=(len(scans) - 0.4, -0.6))

@@ -29,5 +29,6 @@ def cleaner(prediction: Prediction) -> Callable[[str], str]:
         hidden += [rf"(?<=[\\/]){re.escape(part)}(?!\w)|(?<!\w){re.escape(part)}(?=[\\/])" for part in parts]
     if not hidden:
         return str
-    pattern = re.compile("|".join(sorted(set(hidden), key=len, reverse=True)))
+    name = "|".join(sorted(set(hidden), key=len, reverse=True))
+    pattern = re.compile(rf"(?:{name})(?:[\\/]+(?:{name}))*")
     return lambda text: pattern.sub(_HIDDEN, text)

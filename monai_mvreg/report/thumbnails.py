@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import patheffects
-from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageFilter
 
 Array = npt.NDArray[np.float32]
-_DPI = 100
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -75,32 +73,39 @@ def as_jpeg(picture: ScanPicture, edge: int) -> bytes:
     low, high = np.percentile(grey, [1, 99])
     rows, columns = (max(round(edge * side / max(grey.shape)), 1) for side in grey.shape)
     grey = np.clip((grey - low) / max(float(high - low), 1e-12) * 255, 0, 255).astype(np.float32)
-    grey = _resized(grey, columns, rows)
+    shown = np.repeat(_resized(grey, columns, rows).round().astype(np.uint8)[..., None], 3, axis=2)
+    if picture.saliency is not None:
+        _outline(shown, _resized(np.nan_to_num(picture.saliency), columns, rows))
     file = io.BytesIO()
-    if picture.saliency is None:
-        Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
-        return file.getvalue()
-    figure = Figure(figsize=(columns / _DPI, rows / _DPI), dpi=_DPI)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
-    halo: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=edge / 70, foreground="black")]
-    strength = _resized(np.nan_to_num(picture.saliency), columns, rows)
-    most = float(np.abs(strength).max())
-    for sign, style, colour, mark in ((1, "solid", "#ffd34d", "+"), (-1, "dashed", "#9fdcff", "\N{MINUS SIGN}")):
-        side = sign * strength
-        if not side.min() < most / 2 < side.max():
-            continue
-        lines = axes.contour(side, levels=[most / 2], colors=colour, linestyles=style, linewidths=edge / 160)
-        lines.set_path_effects(halo)
-        row, column = np.unravel_index(side.argmax(), side.shape)
-        inner = edge / 24
-        x, y = min(max(float(column), inner), columns - inner), min(max(float(row), inner), rows - inner)
-        sign_at = axes.text(x, y, mark, color=colour, fontsize=edge / 20, weight="bold", ha="center", va="center")
-        sign_at.set_path_effects(halo)
-    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
-    figure.savefig(file, format="jpeg", pil_kwargs={"quality": 85})
+    # Lines of one colour need its full resolution, and grey costs nothing by it.
+    Image.fromarray(shown).save(file, "JPEG", quality=85, subsampling=0)
     return file.getvalue()
+
+
+def _outline(shown: Bytes, strength: Array) -> None:
+    """Draw around what raises and what lowers the number, the latter hatched, each with its sign at the strongest."""
+    edge, most = max(strength.shape), float(np.abs(strength).max())
+    row, column = np.indices(strength.shape)
+    for sign, colour in ((1, (255, 211, 77)), (-1, (159, 220, 255))):
+        side = sign * strength
+        inside = side > most / 2
+        if not inside.any():
+            continue
+        line = inside & (_spread(~inside, 1 + edge // 150) | (sign < 0) & ((row + column) % (edge // 14) < 1))
+        radius, width = edge // 26 + 1, edge // 200 + 1
+        peak = np.unravel_index(side.argmax(), side.shape)
+        y, x = (min(max(int(at), radius), n - 1 - radius) for at, n in zip(peak, side.shape, strict=True))
+        away, aside = np.abs(row - y), np.abs(column - x)
+        round_it = away**2 + aside**2 <= radius**2
+        bars = (away < width) | (sign > 0) & (aside < width)
+        line = line & ~round_it | bars & (away**2 + aside**2 <= (0.7 * radius) ** 2)
+        shown[_spread(line, 1) | round_it] = 0
+        shown[line] = colour
+
+
+def _spread(mask: npt.NDArray[np.bool_], pixels: int) -> npt.NDArray[np.bool_]:
+    wider = Image.fromarray(mask.astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * pixels + 1))
+    return np.asarray(wider, dtype=np.bool_)
 
 
 def _turned(plane: Array, spacing: Sequence[float]) -> Array:

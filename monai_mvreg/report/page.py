@@ -115,11 +115,16 @@ def rounded(value: float, decimals: int | None = None) -> str:
     value = round(value, decimals) + 0.0  # no minus before zero
     if value and (decimals > 6 or abs(value) >= 1e9):
         digits, _, power = f"{value:.{max(decimals + _power(value), 0)}e}".partition("e")
-        text = f"{digits} \N{MULTIPLICATION SIGN} 10{str(int(power)).translate(_RAISED)}"
+        text = f"{digits} \N{MULTIPLICATION SIGN} {power_of_ten(int(power))}"
     else:
         text = f"{value:,.{max(decimals, 0) if value or decimals <= 6 else 0}f}"
         text = text.replace(",", "\N{NARROW NO-BREAK SPACE}" if abs(value) >= 1e4 else "")
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def power_of_ten(exponent: int) -> str:
+    """As text, for example 10⁻⁷."""
+    return f"10{str(exponent).translate(_RAISED)}"
 
 
 def _power(value: float) -> int:

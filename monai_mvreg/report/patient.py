@@ -14,7 +14,14 @@ import pandas as pd
 
 from monai_mvreg.prediction import PURPOSE, Number, Prediction, SurvivalCurve
 from monai_mvreg.report.page import Headline, Link, Section, Tile, rounded, value, write_report
-from monai_mvreg.report.patient_figures import figure_chances, figure_standing, figure_timeline, share, signed
+from monai_mvreg.report.patient_figures import (
+    contributions,
+    figure_chances,
+    figure_standing,
+    figure_timeline,
+    share,
+    signed,
+)
 from monai_mvreg.report.privacy import cleaner
 from monai_mvreg.report.thumbnails import ScanPicture, as_jpeg
 
@@ -33,7 +40,7 @@ _OUTLINES = (
 _LIMITS = (
     "It must not be used to diagnose, to choose or withhold a treatment, or to tell patients about themselves. It says "
     "nothing about kinds of scans, scanners or patients that the training did not see, nor what would happen under "
-    "another treatment. The same number from another model, or another version of this one, is another number."
+    "another treatment. Numbers of two models, or of two versions of one, do not compare."
 )
 
 
@@ -99,7 +106,9 @@ def write_index(
             label = _name(number) + (f" [{number.unit}]" if number.unit != "1" else "")
             row[label] = rounded(number.value, _decimals(number))
             if found.survival is None:
-                row[f"{label}: interval"] = _span(number, "1") or "not known"
+                row["Interval" + (f" of {_name(number)}" if len(found.numbers) > 1 else "")] = (
+                    _span(number, "1") or "not known"
+                )
         if found.survival is not None:
             median = found.survival.median_days
             row["Median time [d]"] = "not reached" if median is None else f"{median:.0f}"
@@ -134,8 +143,8 @@ def _result(prediction: Prediction) -> Section:
         text = (
             "A chance of 20 % means: of 100 patients to whom the model gives the same risk, 20 are expected to have "
             "the event by that day; it cannot say which. The chances are those of the patients whom the curve was "
-            f"fitted on, moved by this patient's log risk of {rounded(prediction.numbers[0].value, 2)}; 0.69 more "
-            "doubles the rate of events."
+            f"fitted on, moved by this patient's log risk of {rounded(prediction.numbers[0].value, 2)}: higher is "
+            "sooner, and 0.69 more doubles the rate of events."
         )
     text += "".join(f"\n\n{sentence}" for sentence in _newest(prediction))
     if not prediction.warnings:
@@ -252,50 +261,53 @@ def _chances(curve: SurvivalCurve) -> Section:
 
 def _scans(prediction: Prediction, identify: bool) -> list[Section]:
     """Timeline and table of the scans, two numbers at a time so that both fit the page."""
-    scans, sections = prediction.scans, []
-    known = all(scan.contributions is not None for scan in scans)
-    for start in range(0, len(prediction.numbers), 2):
-        places = range(start, min(start + 2, len(prediction.numbers)))
-        rows: dict[str, list[str]] = {
-            "Scan": [str(i + 1) for i in range(len(scans))],
-            "Day": [f"{scan.day:g}" for scan in scans],
-            "Modality": [scan.modality or "not known" for scan in scans],
-            "View": [scan.view or "\N{EN DASH}" for scan in scans],
-            "Weight": [share(scan.weight, len(scans)) for scan in scans],
-        }
-        for place in places if known else ():
-            number = prediction.numbers[place]
-            label = "Contribution" + (f" to {_name(number)}" if len(prediction.numbers) > 1 else "")
-            label += f" [{number.unit}]" if number.unit != "1" else ""
-            rows[label] = signed([scan.contributions[place] for scan in scans if scan.contributions is not None])
-        rows["Warnings"] = [
-            ", ".join(dict.fromkeys(w.check for w in prediction.warnings if w.scan == i)) or "none"
-            for i in range(len(scans))
-        ]
-        rows |= {"Address": [scan.address for scan in scans]} if identify else {}
-        title = "Scan by scan"
-        if len(prediction.numbers) > 2:
-            title += f": {' and '.join(_name(prediction.numbers[place]) for place in places)}"
-        table = pd.DataFrame(rows)
-        if not known:
-            text = "No contributions are known."
-            if len(scans) == 1:
-                text = "There is one scan only: the whole prediction rests on it, and none could be made without it."
-            return [Section(title, text, table=table)]
-        caption = (
-            f"{len(scans)} scans from top to bottom: the day (counted from the first scan), the weight, and the "
-            "contribution: full bars to the right raise the number, hatched bars to the left lower it"
-        )
-        caption += "; ! marks a scan with a warning." if any(w.scan is not None for w in prediction.warnings) else "."
-        sections.append(Section(title, _READING, figure_timeline(prediction, places), caption, table))
-    return sections
+    scans, numbers, warnings = prediction.scans, prediction.numbers, prediction.warnings
+    known, sections, tables = all(scan.contributions is not None for scan in scans), [], []
+    for start in range(0, len(numbers), 2):
+        places = range(start, min(start + 2, len(numbers)))
+        these = f": {' and '.join(_name(numbers[place]) for place in places)}" if len(numbers) > 2 else ""
+        tables.append(Section("Table of the scans" + these, "", table=_table(prediction, places, identify)))
+        if known:
+            caption = (
+                f"{len(scans)} scans from top to bottom: the day (counted from the first scan), the weight, and the "
+                "contribution: full bars to the right raise the number, hatched bars to the left lower it"
+            )
+            caption += "; ! marks a scan with a warning." if any(w.scan is not None for w in warnings) else "."
+            figure = figure_timeline(prediction, places)
+            sections.append(Section("Scan by scan" + these, _READING if start == 0 else "", figure, caption))
+    if not known:
+        text = "No contributions are known."
+        if len(scans) == 1:
+            text = "There is one scan only: the whole prediction rests on it, and none could be made without it."
+        sections.append(Section("Scan by scan", text))
+    return sections + tables
+
+
+def _table(prediction: Prediction, places: Sequence[int], identify: bool) -> pd.DataFrame:
+    """A row for each scan, with what it contributes to some of the numbers."""
+    scans, numbers = prediction.scans, prediction.numbers
+    rows: dict[str, list[str]] = {
+        "Scan": [str(i + 1) for i in range(len(scans))],
+        "Day": [f"{scan.day:g}" for scan in scans],
+        "Modality": [scan.modality or "not known" for scan in scans],
+        "View": [scan.view or "\N{EN DASH}" for scan in scans],
+        "Weight": [share(scan.weight, len(scans)) for scan in scans],
+    }
+    for place in places:
+        parts, unit = contributions(prediction, place)
+        label = "Contribution" + (f" to {_name(numbers[place])}" if len(numbers) > 1 else "") + unit
+        rows |= {label: signed(parts)} if len(parts) == len(scans) else {}
+    warned = [[w.check for w in prediction.warnings if w.scan == i] for i in range(len(scans))]
+    rows["Warnings"] = [", ".join(dict.fromkeys(checks)) or "none" for checks in warned]
+    rows |= {"Address": [scan.address for scan in scans]} if identify else {}
+    return pd.DataFrame(rows)
 
 
 def _tiles(prediction: Prediction, pictures: Sequence[ScanPicture], clean: Callable[[str], str]) -> list[Tile]:
     edge = 480 if len(pictures) <= 4 else 260
     tiles = []
     for i, (scan, picture) in enumerate(zip(prediction.scans, pictures, strict=True)):
-        told = f"Scan {i + 1}, day {scan.day:g}, weight {share(scan.weight, len(pictures))}"
+        told = f"Scan {i + 1}, day {scan.day:g}"
         caption = told + (f": {clean(picture.caption)}" if picture.caption and picture.grey is not None else "")
         alternative = f"Slice of scan {i + 1}" + (" with outlines" if picture.saliency is not None else "")
         if picture.grey is None:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from monai_mvreg.prediction import Number, Prediction, SurvivalCurve
-from monai_mvreg.report.page import INK, QUIET, calm, rounded, value
+from monai_mvreg.report.page import INK, QUIET, calm, power_of_ten, rounded, value
 
 _COLUMNS, _DOT = 32, 0.17  # of the dots; inches of one
 
@@ -33,19 +33,19 @@ def figure_standing(number: Number, cohort: Sequence[float], decimals: int) -> F
     columns = np.floor((dots - left) / step)
     heights = np.array([np.count_nonzero(columns[:i] == column) for i, column in enumerate(columns)])
     above = int(heights.max()) + 1
-    figure = Figure(figsize=(6.5, 1.45 + _DOT * above), layout="constrained")
+    figure = Figure(figsize=(6.5, 1.5 + _DOT * above), layout="constrained")
     axes = figure.subplots()
     places = left + (columns + 0.5) * step
     axes.scatter(places, heights + 0.5, s=(0.8 * 72 * _DOT) ** 2, color="#d9d9d9", edgecolor=QUIET, linewidth=0.8)
-    axes.plot([number.value] * 2, [-1.4, above], color=INK, linewidth=1)
+    axes.plot([number.value] * 2, [-1.4, above + 1.2], color=INK, linewidth=1)
     if len(ends) == 2:
         axes.plot(ends, [-1.4, -1.4], "|-", color=INK, linewidth=3, markersize=13, markeredgewidth=2)
     axes.plot(number.value, -1.4, "D", color="white", markeredgecolor=INK, markeredgewidth=2, markersize=8)
-    words, place = f"this patient: {value(number.value, number.unit, decimals)}", (number.value, above)
+    words, place = f"this patient: {value(number.value, number.unit, decimals)}", (number.value, above + 0.4)
     side = "left" if number.value < (left + right) / 2 else "right"
-    offset = (4 if side == "left" else -4, -2)
+    offset = (4 if side == "left" else -4, 0)
     axes.annotate(words, place, offset, textcoords="offset points", ha=side, va="bottom", color=INK, weight="bold")
-    axes.set(ylim=(-2.8, above + 1.3), xlim=(left - 1.5 * step, right + 1.5 * step), yticks=[])
+    axes.set(ylim=(-2.8, above + 1.8), xlim=(left - 1.5 * step, right + 1.5 * step), yticks=[])
     calm(axes, number.name.replace("_", " "), "", number.unit)
     axes.set_ylabel("")
     axes.spines["left"].set_visible(False)
@@ -81,7 +81,7 @@ def figure_timeline(prediction: Prediction, numbers: Sequence[int]) -> Figure:
     """
     scans = prediction.scans
     rows, warned = np.arange(len(scans)), {warning.scan for warning in prediction.warnings}
-    height = max(0.125, min(0.26, 7.6 / len(scans)))
+    height = max(0.1, min(0.26, 6.9 / len(scans)))
     small = 9 if height > 0.17 else 6.5
     figure = Figure(figsize=(7.0, 1.0 + height * len(scans)), layout="constrained")
     panels = figure.subplots(1, 2 + len(numbers), sharey=True, width_ratios=[1.6, 0.8, *[1.6] * len(numbers)])
@@ -90,6 +90,8 @@ def figure_timeline(prediction: Prediction, numbers: Sequence[int]) -> Figure:
         axes.hlines(rows, 0, 1, transform=axes.get_yaxis_transform(), color="#e6e6e6", linewidth=0.6, zorder=0)
     days.plot([scan.day for scan in scans], rows, "o", color=INK, markersize=min(7.0, 40 * height))
     days.margins(x=0.06)
+    if scans[0].day == scans[-1].day:
+        days.set(xticks=[scans[0].day])
     shares = [scan.weight for scan in scans]
     bars = weights.barh(rows, shares, height=0.66, color="#8a8a8a")
     weights.bar_label(bars, [share(weight, len(scans)) for weight in shares], padding=2, fontsize=small, color=QUIET)
@@ -97,7 +99,7 @@ def figure_timeline(prediction: Prediction, numbers: Sequence[int]) -> Figure:
     titles = ["day", "weight"]
     for axes, place in zip(parts, numbers, strict=True):
         number = prediction.numbers[place]
-        lengths = [scan.contributions[place] for scan in scans if scan.contributions is not None]
+        lengths, unit = contributions(prediction, place)
         bars = axes.barh(rows, lengths, height=0.66, color=INK, edgecolor=INK, linewidth=0.8)
         for bar, length in zip(bars, lengths, strict=True):
             if length < 0:
@@ -105,10 +107,9 @@ def figure_timeline(prediction: Prediction, numbers: Sequence[int]) -> Figure:
         axes.bar_label(bars, signed(lengths), padding=3, fontsize=small, color=QUIET)
         axes.axvline(0, color=QUIET, linewidth=0.8)
         low, high = min(0.0, *lengths), max(0.0, *lengths)
-        room = 0.45 * ((high - low) or 1.0)
+        room = 0.7 * ((high - low) or 1.0)
         axes.set(xlim=(low - room * (low < 0) - 0.02 * room, high + room * (high > 0) + 0.02 * room))
         axes.locator_params(axis="x", nbins=4)
-        unit = f" [{number.unit}]" if number.unit != "1" else ""
         titles.append(textwrap.fill(f"contribution to {number.name.replace('_', ' ')}{unit}", 26))
     for axes, title in zip(panels, titles, strict=True):
         calm(axes, "", "")
@@ -127,9 +128,24 @@ def share(weight: float, scans: int) -> str:
     return f"{weight:.{2 if scans <= 10 else 3}f}"
 
 
+def contributions(prediction: Prediction, place: int) -> tuple[list[float], str]:
+    """What the scans contribute to a number, and the unit in brackets, with a power of ten for the tiny or huge.
+
+    Args:
+        prediction: with scans that have contributions.
+        place: of the number.
+    """
+    parts = [scan.contributions[place] for scan in prediction.scans if scan.contributions is not None]
+    unit, most = prediction.numbers[place].unit, max(map(abs, parts), default=0.0)
+    words = [] if unit == "1" else [unit]
+    if most and not 1e-3 <= most < 1e7:
+        power = math.floor(math.log10(most))
+        parts, words = [part / 10.0**power for part in parts], [power_of_ten(power), *words]
+    return parts, f" [{' '.join(words)}]" if words else ""
+
+
 def signed(parts: Sequence[float]) -> list[str]:
     """Contributions with their signs and as many decimals as give the largest three digits."""
     most = max(map(abs, parts), default=0.0)
     decimals = 2 - math.floor(math.log10(most)) if most else 0
-    texts = [rounded(part, decimals) for part in parts]
-    return [f"+{text}" if part > 0 and text.strip("0.") else text for part, text in zip(parts, texts, strict=True)]
+    return [("+" if round(part, decimals) > 0 else "") + rounded(part, decimals) for part in parts]

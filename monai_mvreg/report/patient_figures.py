@@ -27,6 +27,8 @@ def figure_standing(number: Number, cohort: Sequence[float], decimals: int) -> F
     """
     edges = np.asarray(cohort, dtype=np.float64)
     dots = (edges[1:] + edges[:-1]) / 2
+    if (np.diff(edges) == 0).any():  # between grades and counts there is nobody
+        dots = np.concatenate([edges[1:11], edges[10:20]])
     ends = [end for end in (number.low, number.high) if end is not None and math.isfinite(end)]
     left, right = min(edges[0], number.value, *ends), max(edges[-1], number.value, *ends)
     step = ((right - left) or 1.0) / _COLUMNS
@@ -49,6 +51,7 @@ def figure_standing(number: Number, cohort: Sequence[float], decimals: int) -> F
     calm(axes, number.name.replace("_", " "), "", number.unit)
     axes.set_ylabel("")
     axes.spines["left"].set_visible(False)
+    axes.ticklabel_format(axis="x", scilimits=(-4, 8), useMathText=True)
     return figure
 
 

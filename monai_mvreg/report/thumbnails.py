@@ -91,7 +91,9 @@ def _outline(shown: Bytes, strength: Array) -> None:
         inside = side > most / 2
         if not inside.any():
             continue
-        line = inside & (_spread(~inside, 1 + edge // 150) | (sign < 0) & ((row + column) % (edge // 14) < 1))
+        line = inside & (
+            _spread(~inside, 1 + edge // 150) | (sign < 0) & ((row + column) % (edge // 12) < 1 + edge // 300)
+        )
         radius, width = edge // 26 + 1, edge // 200 + 1
         peak = np.unravel_index(side.argmax(), side.shape)
         y, x = (min(max(int(at), radius), n - 1 - radius) for at, n in zip(peak, side.shape, strict=True))

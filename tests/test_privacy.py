@@ -13,6 +13,7 @@ from monai_mvreg.report.privacy import cleaner
     ("key", "address", "text", "clean"),
     [
         ("Meier", "a.dcm", "the scan of Meier is dark", "the scan of [hidden] is dark"),
+        ("Meier^Anna", "Meier/a.dcm", "Meier^Anna, that is Anna", "[hidden], that is [hidden]"),
         ("OAS2_0001", "a.dcm", "OAS2_0001_MR1 is dark", "[hidden]_MR1 is dark"),
         ("1", "x/Meier/MR/a.dcm", "data/x/Meier/MR/a.dcm: 1 of 2", "data/[hidden]: 1 of 2"),
         ("1", "Meier_A/t1.nii.gz#1.2.3", "Meier_A: modality MR, got t1", "[hidden]: modality MR, got t1"),

@@ -223,9 +223,7 @@ def _standing(prediction: Prediction, cohort: Mapping[str, Sequence[float]]) -> 
             continue
         known = np.asarray(cohort[number.name], dtype=np.float64)
         if known.shape != (21,) or not np.isfinite(known).all() or (np.diff(known) < 0).any():
-            raise ValueError(
-                f"cohort {number.name}: expected 21 percentiles in ascending order, got {known.size} numbers"
-            )
+            raise ValueError(f"cohort {number.name}: expected 21 ascending percentiles, got {known.size} numbers")
         lower = _lower(known, number.value)
         text = f"The predicted value is higher than what was measured in about {lower:.0f} of 100 training patients."
         if number.value < known[0] or number.value > known[-1]:

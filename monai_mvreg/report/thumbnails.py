@@ -91,9 +91,8 @@ def _outline(shown: Bytes, strength: Array) -> None:
         inside = side > most / 2
         if not inside.any():
             continue
-        line = inside & (
-            _spread(~inside, 1 + edge // 150) | (sign < 0) & ((row + column) % (edge // 12) < 1 + edge // 300)
-        )
+        hatch = (row + column) % (edge // 12) < 1 + edge // 300
+        line = inside & (_spread(~inside, 1 + edge // 150) | (sign < 0) & hatch)
         radius, width = edge // 26 + 1, edge // 200 + 1
         peak = np.unravel_index(side.argmax(), side.shape)
         y, x = (min(max(int(at), radius), n - 1 - radius) for at, n in zip(peak, side.shape, strict=True))

@@ -19,6 +19,7 @@ from monai_mvreg.report.patient_figures import (
     figure_chances,
     figure_standing,
     figure_timeline,
+    percent,
     share,
     signed,
 )
@@ -113,7 +114,7 @@ def write_index(
             median = found.survival.median_days
             row["Median time [d]"] = "not reached" if median is None else f"{median:.0f}"
             for day, risk in zip(found.survival.horizons, found.survival.risks, strict=True):
-                row[f"Event by day {day:g}"] = _percent(risk)
+                row[f"Event by day {day:g}"] = percent(risk)
         row |= {"Scans": len(found.scans), "Left out": len(found.left_out), "Warnings": len(_grouped(found, str))}
         rows.append(row)
     text = f"{len(rows)} patients, sorted by {_name(predictions[0].numbers[0])}, the highest first."
@@ -137,7 +138,7 @@ def _result(prediction: Prediction) -> Section:
             note = f"{curve.median_days / _DAYS_PER_YEAR:.1f} years: half of such patients have the event by then"
         lines = [Headline("median time to the event", told, note)]
         lines += [
-            Headline(f"chance of the event by day {day:g}", _percent(risk), f"{day / _DAYS_PER_YEAR:.1f} years")
+            Headline(f"chance of the event by day {day:g}", percent(risk), f"{day / _DAYS_PER_YEAR:.1f} years")
             for day, risk in zip(curve.horizons, curve.risks, strict=True)
         ]
         text = (
@@ -252,7 +253,7 @@ def _lower(known: np.ndarray[tuple[int, ...], np.dtype[np.float64]], number: flo
 
 
 def _chances(curve: SurvivalCurve) -> Section:
-    told = "; ".join(f"{_percent(1 - r)} by day {d:g}" for d, r in zip(curve.horizons, curve.risks, strict=True))
+    told = "; ".join(f"{percent(1 - r)} by day {d:g}" for d, r in zip(curve.horizons, curve.risks, strict=True))
     caption = f"Share of such patients who are still free of the event. Circles: {told}."
     return Section("Chance to be free of the event", "", figure_chances(curve), caption)
 
@@ -364,11 +365,6 @@ def _held(number: Number) -> str:
     span = _span(number, number.unit)
     share_of = f"{100 * number.confidence:.3g} % interval" if number.confidence is not None else "interval"
     return f"{share_of}: {span}" if span else "no interval"
-
-
-def _percent(chance: float) -> str:
-    text = "below 1" if 0 < chance < 0.01 else "above 99" if 0.99 < chance < 1 else f"{100 * chance:.0f}"
-    return f"{text}\N{NO-BREAK SPACE}%"
 
 
 def _numbers(places: Sequence[int]) -> str:

@@ -66,7 +66,7 @@ def figure_chances(curve: SurvivalCurve) -> Figure:
     for day, risk in zip(curve.horizons, curve.risks, strict=True):
         place = (day, 100 * (1 - risk))
         axes.plot(*place, "o", color="white", markeredgecolor=INK, markeredgewidth=1.5, markersize=7)
-        words = f"{100 * (1 - risk):.0f} % at day {day:g}"
+        words = f"{percent(1 - risk)} at day {day:g}"
         axes.annotate(words, place, (6, 5), textcoords="offset points", color=INK)
     last = max([*curve.days, *curve.horizons], default=1.0)
     axes.set(ylim=(0, 108), xlim=(0, 1.22 * last), yticks=[0, 25, 50, 75, 100])
@@ -152,3 +152,9 @@ def signed(parts: Sequence[float]) -> list[str]:
     most = max(map(abs, parts), default=0.0)
     decimals = 2 - math.floor(math.log10(most)) if most else 0
     return [("+" if round(part, decimals) > 0 else "") + rounded(part, decimals) for part in parts]
+
+
+def percent(chance: float) -> str:
+    """A chance in words; one that is not certain never looks so."""
+    text = "below 1" if 0 < chance < 0.01 else "above 99" if 0.99 < chance < 1 else f"{100 * chance:.0f}"
+    return f"{text}\N{NO-BREAK SPACE}%"

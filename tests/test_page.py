@@ -22,9 +22,11 @@ def test_a_figure_without_a_caption_is_refused(tmp_path: Path) -> None:
         (-0.12345, "\N{MINUS SIGN}0.123"),
         (0.5, "0.500"),
         (9.999, "10.0"),
-        (12345.0, "12300"),
+        (12345.0, "12\N{NARROW NO-BREAK SPACE}300"),
+        (1234567.8, "1\N{NARROW NO-BREAK SPACE}230\N{NARROW NO-BREAK SPACE}000"),
         (0.0, "0"),
-        (1.5e-7, "1.5e\N{MINUS SIGN}07"),
+        (1.5e-7, "1.50 \N{MULTIPLICATION SIGN} 10⁻⁷"),
+        (-2.5e12, "\N{MINUS SIGN}2.50 \N{MULTIPLICATION SIGN} 10¹²"),
         (float("nan"), "not defined"),
     ],
 )

@@ -17,12 +17,42 @@ from matplotlib.figure import Figure
 from monai_mvreg.metrics.bootstrap import Estimate
 
 INK, QUIET = "#1f4e79", "#4a4a4a"
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _FEW = 20  # patients: below, percentile intervals of the bootstrap miss the truth far more often than they say
 
 
 @dataclass(frozen=True)
+class Headline:
+    """A fact in large type, with its name above and a note below."""
+
+    name: str
+    fact: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A small picture among others: a JPEG, what it shows for who cannot see it, and a caption.
+
+    Without a picture ``jpeg`` is empty, and ``alternative`` stands in its place and says why.
+    """
+
+    jpeg: bytes
+    alternative: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """A cell of a table that leads to another file; ``address`` is relative to the page."""
+
+    text: str
+    address: str
+
+
+@dataclass(frozen=True)
 class Section:
-    """One part of a report: heading, text, table, then figure with caption.
+    """One part of a report: heading, headlines, text, notices, table, figure with caption, then tiles.
 
     Args:
         title: heading.
@@ -30,6 +60,9 @@ class Section:
         figure: picture, or None for none.
         caption: what the figure shows, also for readers who cannot see it; needed with a figure.
         table: names in the first column and values to the right, or None for none.
+        headlines: facts in large type.
+        notices: what must not be overlooked, in a frame, one point each.
+        tiles: small pictures side by side.
     """
 
     title: str
@@ -37,15 +70,19 @@ class Section:
     figure: Figure | None = None
     caption: str = ""
     table: pd.DataFrame | None = None
+    headlines: Sequence[Headline] = ()
+    notices: Sequence[str] = ()
+    tiles: Sequence[Tile] = ()
 
 
-def write_report(path: Path, *, title: str, sections: Sequence[Section]) -> Path:
+def write_report(path: Path, *, title: str, sections: Sequence[Section], note: str = "") -> Path:
     """Write one HTML file that holds its own style and pictures, runs no script and prints on A4.
 
     Args:
         path: the file to write; its folder exists.
         title: heading of the page.
         sections: in order; numbers with decimals in tables are rounded to 3 digits.
+        note: a line below the title.
 
     Raises:
         ValueError: if a figure has no caption, which is all that a reader who cannot see it gets.
@@ -56,24 +93,47 @@ def write_report(path: Path, *, title: str, sections: Sequence[Section]) -> Path
     # Escape always: names come from files and tables.
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"data_uri": _data_uri, "cell": lambda x: rounded(x) if isinstance(x, float) else str(x)}
-    path.write_text(pages.get_template("page.html.j2").render(title=title, sections=sections), encoding="utf-8")
+    pages.filters |= {"data_uri": _data_uri, "jpeg_uri": _jpeg_uri, "long": _long}
+    pages.filters |= {"cell": lambda x: rounded(x) if isinstance(x, float) else str(x)}
+    html = pages.get_template("page.html.j2").render(title=title, sections=sections, note=note)
+    path.write_text(html, encoding="utf-8")
     return path
 
 
-def rounded(value: float) -> str:
-    """Three significant digits with a true minus sign; powers of ten only for the very large and very small."""
+def rounded(value: float, decimals: int | None = None) -> str:
+    """A number with a true minus sign; powers of ten only for the very large and very small.
+
+    Args:
+        value: the number.
+        decimals: digits after the point, below zero for tens, hundreds and so on; None for three significant digits.
+    """
     if not math.isfinite(value):
         return "not defined"
-    value = float(f"{value:.3g}")
-    decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
-    text = f"{value:.3g}" if not -4 < decimals < 7 else f"{value:.{max(decimals, 0)}f}"
+    if decimals is None:
+        value = float(f"{value:.3g}")
+        decimals = 2 - _power(value) if value else 0
+    value = round(value, decimals) + 0.0  # no minus before zero
+    if value and (decimals > 6 or abs(value) >= 1e9):
+        digits, _, power = f"{value:.{max(decimals + _power(value), 0)}e}".partition("e")
+        text = f"{digits} \N{MULTIPLICATION SIGN} {power_of_ten(int(power))}"
+    else:
+        text = f"{value:,.{max(decimals, 0) if value or decimals <= 6 else 0}f}"
+        text = text.replace(",", "\N{NARROW NO-BREAK SPACE}" if abs(value) >= 1e4 else "")
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def value(value: float, unit: str = "1") -> str:
-    """A number with its unit; ``1`` is none."""
-    return rounded(value) + (f"\N{NO-BREAK SPACE}{unit}" if unit != "1" and math.isfinite(value) else "")
+def power_of_ten(exponent: int) -> str:
+    """As text, for example 10⁻⁷."""
+    return f"10{str(exponent).translate(_RAISED)}"
+
+
+def _power(value: float) -> int:
+    return math.floor(math.log10(abs(value)))
+
+
+def value(value: float, unit: str = "1", decimals: int | None = None) -> str:
+    """A number with its unit; ``1`` is none. ``decimals`` as in :func:`rounded`."""
+    return rounded(value, decimals) + (f"\N{NO-BREAK SPACE}{unit}" if unit != "1" and math.isfinite(value) else "")
 
 
 def span(estimate: Estimate, unit: str = "1") -> str:
@@ -101,3 +161,12 @@ def _data_uri(figure: Figure) -> str:
     picture = io.BytesIO()
     figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode("ascii")
+
+
+def _jpeg_uri(picture: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(picture).decode("ascii")
+
+
+def _long(table: pd.DataFrame) -> list[bool]:
+    """Which columns hold sentences: those begin at the left and are broken into lines."""
+    return [any(isinstance(cell, str) and len(cell) > 30 for cell in table[name]) for name in table]

@@ -103,6 +103,32 @@ def concordance(risk: Array, label: Array) -> float:
     return once(_harrell(_numbers(risk, followed, "risk"), followed), len(followed.time))
 
 
+def concordance_with_interval(
+    risk: Array, label: Array, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> Estimate:
+    """Harrell's concordance with a percentile bootstrap interval over patients; arguments as of the other metrics."""
+    followed = Followed(label)
+    measure = _harrell(_numbers(risk, followed, "risk"), followed)
+    return estimates({"": measure}, len(label), resamples=resamples, confidence=confidence, seed=seed)[""]
+
+
+def auc_over_time(
+    risk: Array, label: Array, days: Sequence[float], *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> list[Estimate]:
+    """For each day, the chance that a patient with an event by then has the higher risk than one without.
+
+    Cumulative cases, dynamic controls, weighted against censoring; each day with a percentile bootstrap interval over
+    patients. Arguments as of :func:`survival_metrics`; nan where there is nobody to compare.
+
+    Source: Uno et al., J Am Stat Assoc 2007. https://doi.org/10.1198/016214507000000149
+    """
+    followed = Followed(label)
+    risk = _numbers(risk, followed, "risk")
+    measures: dict[str, Measure] = {f"{day}": partial(_auc, risk=risk, followed=followed, day=day) for day in days}
+    found = estimates(measures, len(label), resamples=resamples, confidence=confidence, seed=seed)
+    return [found[f"{day}"] for day in days]
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What is predicted about the time to an event of each patient.
@@ -335,6 +361,8 @@ def _slope(counts: Array, *, risk: Array, followed: Followed) -> Array:
             step = gradient / curvature
             # A risk of another scale than the log hazard may start far off.
             slope = slope + np.clip(step, -2 - np.abs(slope), 2 + np.abs(slope))
+            if not (np.abs(step) >= 1e-9 * (1 + np.abs(slope))).any():
+                break
     found: Array = np.where(np.abs(step) < 1e-6 * (1 + np.abs(slope)), slope, np.nan)
     return found
 

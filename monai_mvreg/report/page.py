@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from monai_mvreg.metrics.bootstrap import Estimate
 
 INK, QUIET = "#1f4e79", "#4a4a4a"
-_FEW = 20  # patients: below, percentile intervals of the bootstrap miss the truth far more often than they say
+_SENTENCE = 36  # letters
+FEW = 20  # patients: below, percentile intervals of the bootstrap miss the truth far more often than they say
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Section:
 
     Args:
         title: heading.
-        text: plain text; a blank line starts a new paragraph.
+        text: plain text; a blank line starts a new paragraph, and one of lines that begin with ``- `` is a list.
         figure: picture, or None for none.
         caption: what the figure shows, also for readers who cannot see it; needed with a figure.
         table: names in the first column and values to the right, or None for none.
@@ -56,9 +57,20 @@ def write_report(path: Path, *, title: str, sections: Sequence[Section]) -> Path
     # Escape always: names come from files and tables.
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"data_uri": _data_uri, "cell": lambda x: rounded(x) if isinstance(x, float) else str(x)}
+    pages.filters |= {"data_uri": _data_uri, "cell": as_cell, "wordy": _wordy}
     path.write_text(pages.get_template("page.html.j2").render(title=title, sections=sections), encoding="utf-8")
     return path
+
+
+def as_cell(entry: object) -> str:
+    """The text of an entry of a table."""
+    return rounded(entry) if isinstance(entry, float) else str(entry)
+
+
+def _wordy(table: pd.DataFrame) -> list[bool]:
+    """Which columns hold sentences: they stand to the left and may wrap."""
+    longest = [max((len(str(entry)) for entry in table.iloc[:, i]), default=0) for i in range(table.shape[1])]
+    return [length > _SENTENCE for length in longest]
 
 
 def rounded(value: float) -> str:
@@ -83,7 +95,7 @@ def span(estimate: Estimate, unit: str = "1") -> str:
 
 def caution(patients: int) -> str:
     """A warning for few patients, from whom resamples cannot show how much others would differ; else nothing."""
-    if patients >= _FEW:
+    if patients >= FEW:
         return ""
     return f" These are {patients} patients only: intervals from so few are too narrow, and nothing is shown by them."
 

@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
@@ -232,6 +233,21 @@ def test_many_scans_take_several_rows_in_one_grey_scale():
 def test_scans_that_cannot_be_shown_are_refused(images, days, message):
     with pytest.raises(ValueError, match=message):
         evaluation.figure_scans(images, days, [1.0] * len(images))
+
+
+def test_a_report_of_a_thousand_patients_and_many_groups_takes_less_than_half_a_minute(tmp_path):
+    table, draw = predictions(1000), np.random.default_rng(0)
+    for number in range(6):
+        table[f"group_{number}"] = draw.choice(list("abcd"), 1000)
+    table.to_csv(tmp_path / "predictions.csv", index=False)
+    start = time.process_time()
+    evaluation.write_evaluation(str(tmp_path), ["volume"], training_mean=[120.0])
+    assert time.process_time() - start < 30
+    assert Page((tmp_path / "report.html").read_text("utf-8")).images
+
+
+def test_a_report_says_what_the_model_must_not_be_used_for(html):
+    assert "<h2>What the model must not be used for</h2>" in html and "<li>Diagnosis, treatment" in html
 
 
 def test_reports_can_be_written_side_by_side_in_threads(folder):

@@ -34,5 +34,18 @@ def test_numbers_are_rounded_to_three_digits(value: float, text: str, tmp_path: 
     assert f"<td>{text}</td>" in html
 
 
+def test_lines_that_begin_with_a_dash_are_a_list(tmp_path: Path) -> None:
+    section = page.Section("Uses", "Before.\n\n- one\n- two <b>\n\nAfter - not a list.")
+    html = page.write_report(tmp_path / "report.html", title="", sections=[section]).read_text("utf-8")
+    assert "<p>Before.</p>" in html and "<p>After - not a list.</p>" in html
+    assert html.count("<li>") == 2 and "<li>two &lt;b&gt;</li>" in html
+
+
+def test_columns_of_sentences_may_wrap_and_columns_of_numbers_do_not(tmp_path: Path) -> None:
+    table = pd.DataFrame({"name": ["a"], "words": ["a sentence that is longer than any number is"], "value": [1.0]})
+    html = page.write_report(tmp_path / "r.html", title="", sections=[page.Section("T", "", table=table)]).read_text()
+    assert '<td class="words">a sentence' in html and "<td>1.00</td>" in html
+
+
 def test_few_patients_are_a_warning_and_many_none() -> None:
     assert "These are 7 patients only" in page.caution(7) and page.caution(20) == ""

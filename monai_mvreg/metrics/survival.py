@@ -182,9 +182,9 @@ def survival_metrics(
 
 
 def survival_differences(
-    a: Forecast, b: Forecast, label: Array, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+    a: Forecast, b: Forecast, label: Array, *, names: Sequence[str] = (), resamples: int = 2000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Each metric of A minus that of B on the same patients, whose resamples they share.
+    """Metrics of A minus those of B on the same patients, whose resamples they share, with 95 % intervals.
 
     A has the better order where the interval of a concordance or an AUC is above zero, and the better chances where
     that of a Brier score is below zero.
@@ -193,8 +193,8 @@ def survival_differences(
         a: the first forecast.
         b: the second forecast; metrics that only one of both has are left out.
         label: ``(P, 2)``, time in days and event.
+        names: the metrics; none: all.
         resamples: how often the patients are drawn anew, with replacement.
-        confidence: share of the resamples inside the interval, between 0 and 1.
         seed: of the draws; the same seed gives the same intervals.
 
     Raises:
@@ -202,8 +202,9 @@ def survival_differences(
     """
     followed = Followed(label)
     of_a, of_b = _measures(a, followed), _measures(b, followed)
-    apart: dict[str, Measure] = {name: partial(_minus, a=of_a[name], b=of_b[name]) for name in of_a if name in of_b}
-    return estimates(apart, len(label), resamples=resamples, confidence=confidence, seed=seed)
+    both = [name for name in names or of_a if name in of_b]
+    apart: dict[str, Measure] = {name: partial(_minus, a=of_a[name], b=of_b[name]) for name in both}
+    return estimates(apart, len(label), resamples=resamples, confidence=0.95, seed=seed)
 
 
 def event_curve(forecast: Forecast, label: Array, day: float) -> tuple[Array, Array]:

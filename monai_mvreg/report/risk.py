@@ -145,7 +145,7 @@ def survival_sections(
     times, chance = kaplan_meier(label)
     marginal = np.concatenate([[1.0], chance])[np.searchsorted(times, days, side="right")]
     nobody = Forecast(np.zeros(len(risk)), horizons, np.tile(marginal, (len(risk), 1)))
-    apart = survival_differences(forecast, nobody, label)
+    apart = survival_differences(forecast, nobody, label, names=[f"brier_{day:g}" for day in horizons])
     groups = np.searchsorted(np.quantile(risk, [1 / 3, 2 / 3]), risk).astype(np.float64)
     caption = (
         "Steps: share of patients without the event, by Kaplan-Meier, for each third of predicted risk; the higher the "

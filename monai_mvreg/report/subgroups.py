@@ -24,7 +24,7 @@ from monai_mvreg.report.page import FEW, INK, QUIET, Section, calm, rounded, spa
 _LEAST = 5  # patients of a group that is shown
 _LEVELS = 6  # numbers that stand for themselves; more are cut into thirds
 _NAMED = "group_"
-_UNKNOWN, _OTHERS = "unknown", "others"
+UNKNOWN, _OTHERS = "unknown", "others"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def find_subgroups(table: pd.DataFrame) -> Subgroups:
     levels: list[str] = []
     members = []
     for factor, column in columns.items():
-        found = _levels(column)
+        found = levels_of(column)
         if len(found) > 1:
             factors += [factor] * len(found)
             levels += found
@@ -175,6 +175,8 @@ def _section(groups: Subgroups, cells: pd.DataFrame, p: Array, figure: Figure, *
         f"Shown to differ: {'; '.join(shown) if shown else 'none'}.\n\n"
         "No difference shown does not mean that there is none: in a small group only a large one can be seen."
     )
+    if "days spanned" in factors:
+        text += " Days spanned are those from a patient's first scan to the last."
     if min(groups.sizes) < FEW:
         text += f" Groups of fewer than {FEW} patients are marked as few: their intervals are too narrow."
     if hidden := _hidden(groups):
@@ -195,7 +197,7 @@ def _nothing() -> Section:
     return Section("Groups of patients", text)
 
 
-def _levels(column: pd.Series[str]) -> dict[str, npt.NDArray[np.bool_]]:
+def levels_of(column: pd.Series[str]) -> dict[str, npt.NDArray[np.bool_]]:
     """Patients by value, where there are at least 5 of each; the rest together."""
     numbers = pd.to_numeric(column, errors="coerce")
     known = column.notna() & (column.astype(str).str.strip() != "")
@@ -209,7 +211,7 @@ def _levels(column: pd.Series[str]) -> dict[str, npt.NDArray[np.bool_]]:
         named = {text: named[text] & known.to_numpy() for text in order}
     found = {text: mine for text, mine in named.items() if mine.sum() >= _LEAST}
     others = known.to_numpy() & ~np.any([np.zeros(len(column), bool), *found.values()], axis=0)
-    for text, mine in ((_OTHERS, others), (_UNKNOWN, ~known.to_numpy())):
+    for text, mine in ((_OTHERS, others), (UNKNOWN, ~known.to_numpy())):
         if mine.sum() >= _LEAST:
             found[text] = mine
     return found

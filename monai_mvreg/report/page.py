@@ -62,6 +62,31 @@ def write_report(path: Path, *, title: str, sections: Sequence[Section]) -> Path
     return path
 
 
+def as_markdown(sections: Sequence[Section], *, title: str, pictures: str) -> str:
+    """The same sections as Markdown; a picture becomes its caption, and where to see it.
+
+    Args:
+        sections: in order.
+        title: heading of the page.
+        pictures: the file that shows the pictures.
+    """
+    parts = [f"# {title}"]
+    for section in sections:
+        parts.append(f"## {section.title}")
+        parts += [section.text] if section.text else []
+        if section.table is not None:
+            rows = [[as_cell(entry) for entry in row] for row in section.table.itertuples(index=False, name=None)]
+            lines = [list(map(str, section.table.columns)), ["---"] * section.table.shape[1], *rows]
+            parts.append("\n".join("| " + " | ".join(map(_escaped, line)) + " |" for line in lines))
+        if section.figure is not None:
+            parts.append(f"*Picture in {pictures}: {section.caption}*")
+    return "\n\n".join(parts) + "\n"
+
+
+def _escaped(cell: str) -> str:
+    return cell if cell == "---" else cell.replace("|", "\\|").replace("\n", " ")
+
+
 def as_cell(entry: object) -> str:
     """The text of an entry of a table."""
     return rounded(entry) if isinstance(entry, float) else str(entry)

@@ -18,8 +18,10 @@ def steps_in_words(transforms: Sequence[Mapping[str, Any]], settings: Mapping[st
     return [_step({name: resolve(entry, settings) for name, entry in step.items()}) for step in transforms]
 
 
-def part_in_words(part: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Name a component of a config with its arguments: ``GatedAttentionPool (size @embedding_size)``."""
+def part_in_words(part: Mapping[str, Any] | str, settings: Mapping[str, Any]) -> str:
+    """Name a component of a config with its arguments: ``MaxPool (size 8)``; an expression stays as it is."""
+    if isinstance(part, str):
+        return part.removeprefix("$")
     return _call({name: resolve(entry, settings) for name, entry in part.items()})
 
 
@@ -75,5 +77,7 @@ def _argument(entry: Any) -> str:
 
 def _size(size: Any) -> str:
     if isinstance(size, list):
-        return " × ".join(f"{number:g}" if isinstance(number, (int, float)) else str(number) for number in size)
+        return " \N{MULTIPLICATION SIGN} ".join(
+            f"{number:g}" if isinstance(number, (int, float)) else str(number) for number in size
+        )
     return str(size)

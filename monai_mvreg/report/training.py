@@ -1,4 +1,4 @@
-"""A training -> ``training.json`` beside its model: counts of patients and scans, epochs, seed, versions. Nobody is named.
+"""A training -> ``training.json`` beside its model: counts of patients and scans, epochs, seed, versions.
 
 Who reads a model months later finds here what no other file says. Numbers are counts and quantiles of groups of
 patients; a value that fewer than 5 patients share is counted with others.

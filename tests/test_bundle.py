@@ -66,6 +66,7 @@ TINY: dict[str, Any] = {
     "batch_size": 4,
     "learning_rate": 0.01,
     "epochs": 3,
+    "subgroups": ["site"],
 }
 
 
@@ -117,7 +118,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
             name = f"scan_{len(rows):02d}.nii"
             nib.save(nib.Nifti1Image(voxels, np.diag([3.0, 3.0, 3.0, 1.0])), data / name)
             row = {"patient": f"{KEY}-{patient}", "path": name, "day": 100 * visit, "target": f"{level:.3f}"}
-            rows.append(row | {"unit": "mL", "fold": patient // 2 % 3})
+            rows.append(row | {"unit": "mL", "fold": patient // 2 % 3, "site": "North" if patient % 4 < 2 else "South"})
     write_table(data / "cohort.csv", rows)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     return Study(data, folder / "tiny.yaml")
@@ -201,7 +202,19 @@ def test_training_writes_every_file_and_learns_more_than_the_mean(trained: Train
     metrics = json.loads((trained.output / "metrics.json").read_text())["target"]
     assert metrics["unit"] == "mL" and metrics["r2"]["value"] > 0.4
     assert len(read_table(trained.output / "history.csv")) == 3
-    assert KEY not in (trained.output / "report.html").read_text()
+    assert set(predictions["group_site"]) == {"North", "South"}
+    page = (trained.output / "report.html").read_text()
+    assert "site: North" in page and KEY not in page
+
+
+def test_training_writes_down_what_it_was_and_names_no_patient(trained: Trained) -> None:
+    text = (trained.models / "training.json").read_text()
+    found = json.loads(text)
+    assert found["epochs"] == {"planned": 3, "run": 3, "best": found["epochs"]["best"]} and found["seed"] == 0
+    history = [float(row["mae"]) for row in read_table(trained.output / "history.csv")]
+    assert found["epochs"]["best"] == 1 + history.index(min(history))
+    assert [found["patients"][part]["patients"] for part in ("training", "validation")] == [20, 10]
+    assert found["patients"]["training"]["folds"] == {"1": 10, "2": 10} and KEY not in text and ".nii" not in text
 
 
 def test_tensorboard_shows_the_training_loss_and_the_validation_metric(trained: Trained) -> None:

@@ -41,10 +41,21 @@ def test_lines_that_begin_with_a_dash_are_a_list(tmp_path: Path) -> None:
     assert html.count("<li>") == 2 and "<li>two &lt;b&gt;</li>" in html
 
 
-def test_columns_of_sentences_may_wrap_and_columns_of_numbers_do_not(tmp_path: Path) -> None:
-    table = pd.DataFrame({"name": ["a"], "words": ["a sentence that is longer than any number is"], "value": [1.0]})
-    html = page.write_report(tmp_path / "r.html", title="", sections=[page.Section("T", "", table=table)]).read_text()
-    assert '<td class="words">a sentence' in html and "<td>1.00</td>" in html
+def test_a_table_of_sentences_may_wrap_and_one_of_numbers_does_not(tmp_path: Path) -> None:
+    words = pd.DataFrame({"name": ["a"], "words": ["a sentence that is longer than any number is"], "value": [1.0]})
+    for table, kind in ((words, '<table class="words">'), (words.drop(columns="words"), "<table>")):
+        sections = [page.Section("T", "", table=table)]
+        html = page.write_report(tmp_path / "r.html", title="", sections=sections).read_text("utf-8")
+        assert kind in html and "<td>1.00</td>" in html
+
+
+def test_markdown_holds_the_same_text_and_tables_and_names_the_pictures() -> None:
+    table = pd.DataFrame({"name": ["a|b"], "value": [1.23456]})
+    section = page.Section("Numbers", "One.\n\n- two\n- three", Figure(), "A curve.", table)
+    assert page.as_markdown([section], title="Card", pictures="card.html") == (
+        "# Card\n\n## Numbers\n\nOne.\n\n- two\n- three\n\n| name | value |\n| --- | --- |\n| a\\|b | 1.23 |\n\n"
+        "*Picture in card.html: A curve.*\n"
+    )
 
 
 def test_few_patients_are_a_warning_and_many_none() -> None:

@@ -22,11 +22,12 @@ from monai_mvreg.report import tripod
 from monai_mvreg.report.evaluation import evaluation_sections
 from monai_mvreg.report.limits import RESEARCH, must_not
 from monai_mvreg.report.page import Section, as_markdown, rounded, write_report
-from monai_mvreg.report.recipe import part_in_words, steps_in_words
+from monai_mvreg.report.recipe import part_in_words, resolve, steps_in_words
 from monai_mvreg.report.record import UNRECORDED, RunRecord, evaluation_data, read_record, training_data, whose
 from monai_mvreg.report.risk import survival_sections
 from monai_mvreg.report.training import sha256_of
 
+_RESULTS = "The sections from here to “Ethical considerations”, as in the report of the evaluation."
 _log = logging.getLogger(__name__)
 # Settings of the learning that a reader looks for, in this order.
 _LEARNING = (
@@ -79,10 +80,11 @@ def _sections(run: RunRecord) -> list[Section]:
         _details(run),
         _use(run),
         _out_of_scope(run),
+        Section(tripod.FACTORS, _factors(run)),
         training_data(run),
         evaluation_data(run),
         Section(tripod.METRICS, _metrics(run)),
-        Section(tripod.RESULTS, "" if evaluated else "There is no evaluation: how good the model is, is not known."),
+        Section(tripod.RESULTS, _RESULTS if evaluated else "There is no evaluation: how good it is, is not known."),
         *results,
         Section(tripod.ETHICS, _ethics(run)),
         Section(tripod.CAVEATS, _caveats(run)),
@@ -130,6 +132,7 @@ def _details(run: RunRecord) -> Section:
         ("Trained until", training.get("finished", UNRECORDED)),
         ("Encoder, for every scan", part_in_words(settings["encoder"], settings)),
         ("Pool, over the scans", part_in_words(settings["pool"], settings)),
+        ("Balancing", "events are spread over the batches; none counts more" if run.survival else "none"),
         ("Parameters", f"{parameters['all']}, {parameters['learned']} of them learned" if parameters else UNRECORDED),
         ("Software", ", ".join(f"{name} {version}" for name, version in versions.items()) or UNRECORDED),
         ("SHA-256 of the weights", digest + changed),
@@ -181,7 +184,8 @@ def _results(run: RunRecord) -> list[Section]:
                 else {"Mean of the training patients": np.full(len(run.table), mean)}
             )
             parts = evaluation_sections(run.evaluation, name, baselines=known)
-            found += [replace(part, title=f"{name}: {part.title.lower()}") for part in parts]
+            several = len(run.target) > 1
+            found += [replace(part, title=f"{name}: {part.title.lower()}") if several else part for part in parts]
     said_elsewhere = ("what the model must not be used for", "limits", "training")
     return [part for part in found if not part.title.lower().endswith(said_elsewhere)]
 
@@ -214,6 +218,21 @@ def _metrics(run: RunRecord) -> str:
         f"{measures}\n\nIntervals of 95 % are percentiles of 2,000 resamples of the patients (bootstrap). Groups of "
         "patients are compared by one permutation test for all of them. No threshold was chosen, so there is no "
         "sensitivity or specificity, and usefulness for decisions was not examined."
+    )
+
+
+def _factors(run: RunRecord) -> str:
+    groups = list(dict.fromkeys(name.removeprefix("group_") for name in run.table.columns if name.startswith("group_")))
+    told = ", ".join([*groups, "number of scans", "days from the first scan to the last", "fold"])
+    saw = run.domain
+    modalities = ", ".join(saw.get("modalities", [])) or UNRECORDED
+    spacing = " and ".join(f"{rounded(low)} to {rounded(high)} mm" for low, high in saw.get("spacing", []))
+    return (
+        f"Patients: groups are told apart by {told}, as far as patients differ in them. Others, such as origin or "
+        "comorbidity, are not known to the run.\n\nInstrumentation: DICOM modalities of the training scans: "
+        f"{modalities}; spacing, from the finest axis to the coarsest: {spacing or UNRECORDED}. Makers and models of "
+        "scanners are not recorded; name their column as a subgroup to tell them apart.\n\nEnvironment: hospitals, "
+        "protocols and years are known only as far as columns of the table tell them."
     )
 
 
@@ -262,7 +281,8 @@ def _reproduce(run: RunRecord) -> Section:
         name: [v for key, v in settings.items() if key.split("#")[0] == name and "#" in key] for name in _LEARNING
     }
     found = {name: settings.get(name, ", ".join(map(str, listed[name])) or None) for name in _LEARNING}
-    rows = [(name.removesuffix("#_target_"), str(entry)) for name, entry in found.items() if entry is not None]
+    told = {name: str(resolve(entry, settings)) for name, entry in found.items() if entry is not None}
+    rows = [(name.removesuffix("#_target_"), entry) for name, entry in told.items() if not entry.startswith(("$", "@"))]
     rows += [
         ("epochs run", f"{epochs['run']}, the best was {epochs['best']}"),
         ("seconds", f"{rounded(training['seconds'])}, since the start or the last interruption"),

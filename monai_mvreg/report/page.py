@@ -92,10 +92,9 @@ def as_cell(entry: object) -> str:
     return rounded(entry) if isinstance(entry, float) else str(entry)
 
 
-def _wordy(table: pd.DataFrame) -> list[bool]:
-    """Which columns hold sentences: they stand to the left and may wrap."""
-    longest = [max((len(str(entry)) for entry in table.iloc[:, i]), default=0) for i in range(table.shape[1])]
-    return [length > _SENTENCE for length in longest]
+def _wordy(table: pd.DataFrame) -> bool:
+    """Whether a table holds sentences: then all of it stands to the left and may wrap."""
+    return any(len(str(entry)) > _SENTENCE for row in table.itertuples(index=False) for entry in row[1:])
 
 
 def rounded(value: float) -> str:

@@ -63,7 +63,9 @@ def _step(step: Mapping[str, Any]) -> str:
 
 def _call(part: Mapping[str, Any]) -> str:
     name = str(part.get("_target_", "")).rpartition(".")[2]
-    arguments = [f"{key} {_argument(entry)}" for key, entry in part.items() if key not in {"_target_", "keys"}]
+    # What is computed while a config runs says nothing to a reader.
+    told = {key: entry for key, entry in part.items() if not str(entry).startswith(("@", "$"))}
+    arguments = [f"{key} {_argument(entry)}" for key, entry in told.items() if key not in {"_target_", "keys"}]
     return f"{name} ({', '.join(arguments)})" if arguments else name
 
 

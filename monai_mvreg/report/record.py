@@ -13,7 +13,8 @@ import yaml
 
 from monai_mvreg.report import tripod
 from monai_mvreg.report.page import Section, rounded
-from monai_mvreg.report.training import describe_group, spread_of
+from monai_mvreg.report.subgroups import days_spanned
+from monai_mvreg.report.training import describe_group, quantiles_of, spread_of
 
 UNRECORDED = "not recorded"
 
@@ -31,6 +32,7 @@ class RunRecord:
         metrics: of the evaluation.
         table: its predictions, one row per patient.
         answers: what the authors say, by item of TRIPOD+AI.
+        domain: what the training scans were; empty where that was not recorded.
     """
 
     models: Path
@@ -41,6 +43,7 @@ class RunRecord:
     metrics: dict[str, Any]
     table: pd.DataFrame
     answers: dict[str, str]
+    domain: dict[str, Any]
 
     @property
     def survival(self) -> bool:
@@ -94,6 +97,7 @@ def read_record(models: Path, *, evaluation: Path | None, metadata: Path | None,
         models=models,
         settings=_json(models / "settings.json"),
         training=_json(models / "training.json") if (models / "training.json").is_file() else {},
+        domain=_json(models / "domain.json") if (models / "domain.json").is_file() else {},
         metadata=_json(metadata) if metadata is not None else {},
         evaluation=evaluation,
         metrics=metrics,
@@ -117,10 +121,13 @@ def training_data(run: RunRecord) -> Section:
         text = "The training left no record of its patients (training.json): numbers and spread are not known."
         return Section(tripod.TRAINING, text)
     folds = {part: ", ".join(f"{fold} ({n})" for fold, n in entry["folds"].items()) for part, entry in parts.items()}
+    settings = run.training["settings"]
+    left = ", ".join(str(fold) for name, fold in settings.items() if name.startswith("test_folds#"))
     text = (
         f"Patients are in one part alone. Folds (patients) that were learned from: {folds['training']}; that chose the "
-        f"epoch, and that intervals or curves were fitted on: {folds['validation']}. A patient without target was "
-        "refused; a missing covariate was set to the mean of the training patients. Calendar dates are not kept."
+        f"epoch, and that intervals or curves were fitted on: {folds['validation']}; left out: {left or 'none'}. A "
+        "table with a patient without target is refused. A missing covariate is flagged to the network, which learns "
+        "what to put in its place. Calendar dates are not kept."
     )
     rows = _characteristics(list(parts.values()), run.unit)
     return Section(tripod.TRAINING, text, table=pd.DataFrame(rows, columns=["", "Training", "Validation"]))
@@ -140,7 +147,9 @@ def evaluation_data(run: RunRecord) -> Section:
         },
     }
     if "scans" in known:
-        found["scans"] = int(known["scans"].sum())
+        found |= {"scans": int(known["scans"].sum()), "scans_per_patient": quantiles_of(known["scans"])}
+    if "days" in known:
+        found["days_spanned"] = quantiles_of(known["days"].map(days_spanned))
     folds = known["fold"].astype(str).value_counts().sort_index()
     said = ", ".join(f"{fold} ({count})" for fold, count in folds.items())
     text = f"Folds (patients): {said}. {whose(run)}"
@@ -195,8 +204,8 @@ def _characteristics(parts: Sequence[Mapping[str, Any]], unit: str) -> list[tupl
             continue
         for level in dict.fromkeys(level for group in groups for level in group):
             add(f"{name}: {level}", [str(group.get(level, "fewer than 5")) for group in groups])
-    for name in dict.fromkeys(name for part in parts for name in part.get("missing", {})):
-        add(f"{name}, missing", [str(part.get("missing", {}).get(name, UNRECORDED)) for part in parts])
+    for name in parts[0].get("missing", {}):
+        add(f"{name}, missing", [str(part["missing"][name]) for part in parts])
     return rows
 
 

@@ -62,7 +62,7 @@ def find_subgroups(table: pd.DataFrame) -> Subgroups:
     if "scans" in table:
         columns["scans"] = table["scans"]
     if "days" in table:
-        columns["days spanned"] = table["days"].map(_span_of_days)
+        columns["days spanned"] = table["days"].map(days_spanned)
     if "fold" in table:
         columns["fold"] = table["fold"]
     factors: list[str] = []
@@ -232,7 +232,8 @@ def _hidden(groups: Subgroups) -> list[str]:
     return [name for name in dict.fromkeys(groups.factors) if not groups.members[factors == name].any(0).all()]
 
 
-def _span_of_days(days: object) -> float:
+def days_spanned(days: object) -> float:
+    """Days from the first scan to the last, of a cell of the column ``days``."""
     numbers = [float(day) for day in str(days).split(";")]
     return max(numbers) - min(numbers)
 

@@ -78,8 +78,8 @@ def describe_patients(items: Sequence[Mapping[str, Any]], names: Mapping[str, Se
     found: dict[str, Any] = {
         "patients": len(items),
         "scans": sum(scans),
-        "scans_per_patient": _quantiles(scans),
-        "days_spanned": _quantiles([max(item["time"]) - min(item["time"]) for item in items]),
+        "scans_per_patient": quantiles_of(scans),
+        "days_spanned": quantiles_of([max(item["time"]) - min(item["time"]) for item in items]),
         "folds": {str(fold): int(count) for fold, count in folds.items()},
         "target": {name: spread_of(label[:, place]) for place, name in enumerate(names["target"])},
     }
@@ -96,7 +96,7 @@ def describe_group(column: pd.Series[str]) -> dict[str, Any]:
     numbers = pd.to_numeric(column.replace("", None), errors="coerce")
     empty = column.isna() | (column.astype(str) == "")
     if numbers[~empty].notna().all() and numbers.nunique() > 6:
-        return {**_quantiles(numbers.dropna()), UNKNOWN: int(empty.sum())}
+        return {**quantiles_of(numbers.dropna()), UNKNOWN: int(empty.sum())}
     return {text: int(mine.sum()) for text, mine in levels_of(column).items()}
 
 
@@ -105,7 +105,7 @@ def spread_of(values: Any) -> dict[str, float]:
     values = np.asarray(values, dtype=np.float64)
     if np.isin(values, (0, 1)).all():
         return {"ones": int(values.sum()), "share": round(float(values.mean()), 6)}
-    return {"mean": _short(values.mean()), "sd": _short(values.std()), **_quantiles(values)}
+    return {"mean": _short(values.mean()), "sd": _short(values.std()), **quantiles_of(values)}
 
 
 def sha256_of(path: Path) -> str:
@@ -113,7 +113,8 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _quantiles(values: Any) -> dict[str, float]:
+def quantiles_of(values: Any) -> dict[str, float]:
+    """Percentiles of numbers, each under its name: ``p50``."""
     found = np.percentile(np.asarray(values, dtype=np.float64), _SHARES)
     return {f"p{share}": _short(number) for share, number in zip(_SHARES, found, strict=True)}
 

@@ -14,7 +14,12 @@ import pandas as pd
 
 DETAILS, USE, NOT_USE = "Model details", "Intended use", "Out-of-scope uses"
 TRAINING, EVALUATION, METRICS = "Training data", "Evaluation data", "Metrics"
-RESULTS, ETHICS, CAVEATS = "Quantitative analyses", "Ethical considerations", "Caveats and recommendations"
+FACTORS, RESULTS, ETHICS, CAVEATS = (
+    "Factors",
+    "Quantitative analyses",
+    "Ethical considerations",
+    "Caveats and recommendations",
+)
 REPRODUCE = "How to reproduce"
 
 
@@ -52,19 +57,19 @@ ITEMS = (
     TripodItem("8b", "Assessors of the outcome", "", "who they were, if it needs judgement"),
     TripodItem("8c", "Blinding for the outcome", "", "what the assessors of the outcome knew"),
     TripodItem("9a", "Choice of predictors", DETAILS, "why these scans and covariates"),
-    TripodItem("9b", "Definition of predictors", DETAILS, "scanners, protocols, and how covariates were measured"),
+    TripodItem("9b", "Definition of predictors", FACTORS, "scanners, protocols, and how covariates were measured"),
     TripodItem("9c", "Assessors of predictors", "", "who they were, if it needs judgement"),
     TripodItem("10", "Sample size", TRAINING, "how it was arrived at, and why it is enough"),
     TripodItem("11", "Missing data", TRAINING, "patients and scans left out before the table was made, and why"),
     TripodItem("12a", "Use of the data, splits", TRAINING),
     TripodItem("12b", "Handling of predictors", DETAILS),
     TripodItem("12c", "Model, training, tuning, validation", REPRODUCE, "choices tried before this one"),
-    TripodItem("12d", "Differences between clusters", RESULTS, "how hospitals or countries were dealt with"),
+    TripodItem("12d", "Differences between clusters", FACTORS, "how hospitals or countries were dealt with"),
     TripodItem("12e", "Measures of performance", METRICS),
     TripodItem("12f", "Updating of the model", CAVEATS),
     TripodItem("12g", "How predictions are calculated", REPRODUCE),
     TripodItem("13", "Imbalance of classes", DETAILS),
-    TripodItem("14", "Fairness", RESULTS, "what was done for it, and why"),
+    TripodItem("14", "Fairness", ETHICS, "what was done for it, and why"),
     TripodItem("15", "Output of the model", DETAILS),
     TripodItem("16", "Training against evaluation data", EVALUATION, "differences in setting, eligibility and outcome"),
     TripodItem("17", "Ethical approval", ETHICS, "committee, number, and consent or its waiver"),

@@ -66,7 +66,6 @@ TINY: dict[str, Any] = {
     "batch_size": 4,
     "learning_rate": 0.01,
     "epochs": 3,
-    "subgroups": ["site"],
 }
 
 
@@ -118,9 +117,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
             name = f"scan_{len(rows):02d}.nii"
             nib.save(nib.Nifti1Image(voxels, np.diag([3.0, 3.0, 3.0, 1.0])), data / name)
             row = {"patient": f"{KEY}-{patient}", "path": name, "day": 100 * visit, "target": f"{level:.3f}"}
-            rows.append(row | {"unit": "mL", "fold": patient // 2 % 3, "site": "North" if patient % 4 < 2 else "South"})
+            rows.append(row | {"unit": "mL", "fold": patient // 2 % 3, "site": "North" if patient % 2 else "South"})
     write_table(data / "cohort.csv", rows)
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "subgroups": ["site"]}))
     return Study(data, folder / "tiny.yaml")
 
 

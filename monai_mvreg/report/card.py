@@ -226,7 +226,7 @@ def _factors(run: RunRecord) -> str:
     told = ", ".join([*groups, "number of scans", "days from the first scan to the last", "fold"])
     saw = run.domain
     modalities = ", ".join(saw.get("modalities", [])) or UNRECORDED
-    spacing = " and ".join(f"{rounded(low)} to {rounded(high)} mm" for low, high in saw.get("spacing", []))
+    spacing = ", ".join(f"{rounded(low)} to {rounded(high)} mm" for low, high in saw.get("spacing", []))
     return (
         f"Patients: groups are told apart by {told}, as far as patients differ in them. Others, such as origin or "
         "comorbidity, are not known to the run.\n\nInstrumentation: DICOM modalities of the training scans: "

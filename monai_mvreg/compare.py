@@ -186,7 +186,7 @@ def _survival_rows(tables: Mapping[str, pd.DataFrame], first: pd.DataFrame, coho
     for name, risk in risks.items():
         forecast = Forecast(risk, days)
         found = survival_metrics(forecast, label)
-        apart = survival_differences(forecast, Forecast(risks["Kaplan-Meier"], days), label)
+        apart = survival_differences(forecast, Forecast(risks["Kaplan-Meier"], days), label, names=["harrell"])
         row = {"choice": name, **_cells("concordance", found["harrell"]), "uno": found["uno"].value}
         rows.append(row | _cells("minus_chance", apart["harrell"]))
     return sorted(rows, key=lambda row: -row["concordance"])

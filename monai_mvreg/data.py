@@ -30,7 +30,7 @@ def collate_scans(patients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         ``image`` ``(B, N, C, *spatial)``, ``mask`` ``(B, N)`` true where a scan exists, ``time`` ``(B, N)`` in days,
         ``view`` ``(B, N)``; ``label`` ``(B, K)`` and ``covariates`` ``(B, V)``, which all patients or none must have;
-        ``patient`` and ``fold`` as lists.
+        ``patient``, ``fold`` and ``groups`` (texts by column) as lists.
 
     Raises:
         ValueError: if a patient has no scan or not one date and view per scan, or scans of patients differ in shape.
@@ -62,6 +62,7 @@ def collate_scans(patients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             batch[key] = torch.tensor([patient[key] for patient in patients], dtype=torch.float32)
     for key in ("patient", "fold"):
         batch[key] = [patient.get(key, "") for patient in patients]
+    batch["groups"] = [patient.get("groups", {}) for patient in patients]
     return batch
 
 

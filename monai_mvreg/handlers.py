@@ -95,8 +95,8 @@ class PredictionInterval(Protocol):
 class PredictionSaver:
     """Write ``predictions.csv``: one row per patient with measured and predicted targets and the weight of each scan.
 
-    Scans stand in order of time; ``days`` and ``weights`` hold one entry per scan, joined by ``;``. With several
-    processes the first writes for all.
+    Scans stand in order of time; ``days`` and ``weights`` hold one entry per scan, joined by ``;``. What a patient's
+    ``groups`` say stands last, in columns ``group_<name>``. With several processes the first writes for all.
 
     Args:
         path: the file.
@@ -120,6 +120,7 @@ class PredictionSaver:
         if taken := sorted({"patient", "fold", "unit", "scans", "days", "weights"} & set(self.target)):
             raise ValueError(f"expected targets of other names than the columns of {self.path.name}, got {taken}")
         self.rows: dict[str, list[str]] = {}
+        self.groups: list[str] = []
         whole: nn.Module = getattr(network, "module", network)
         self.weights = torch.empty(0)
         # The weights are taken as the pool makes them, so no scan is encoded twice.
@@ -161,6 +162,8 @@ class PredictionSaver:
             real = batch["mask"][row]
             measured = batch["label"][row].tolist() if "label" in batch else [math.nan] * len(self.target)
             days, order = batch["time"][row][real].sort(stable=True)
+            groups = batch["groups"][row] if "groups" in batch else {}
+            self.groups = list(groups)
             self.rows[patient] = [
                 patient,
                 batch["fold"][row],
@@ -169,6 +172,7 @@ class PredictionSaver:
                 str(int(real.sum())),
                 ";".join(f"{day:g}" for day in days.tolist()),
                 ";".join(f"{weight:.4f}" for weight in self.weights[row][real][order].tolist()),
+                *groups.values(),
             ]
 
     def _write(self, engine: Engine) -> None:
@@ -179,7 +183,8 @@ class PredictionSaver:
             rows = {patient: row for shard in shards for patient, row in shard.items()}
             if dist.get_rank() != 0:
                 return
-        header = ["patient", "fold", *self.names(), "unit", "scans", "days", "weights"]
+        groups = [f"group_{name}" for name in self.groups]
+        header = ["patient", "fold", *self.names(), "unit", "scans", "days", "weights", *groups]
         _write_csv(self.path, header, [rows[patient] for patient in sorted(rows)])
 
 

@@ -173,13 +173,15 @@ def describe_run(patients: Sequence[Mapping[str, Any]], root: str, *, processes:
         "embedding_cache_bytes",
         "main_process",
         "resume",
+        "subgroups",
     }
     places |= {"imports", "initialize", "run", "finalize"}
     settings = {name: value for name, value in _leaves(_calling_config()) if name.split("#")[0] not in places}
     cohort = hashlib.sha256()
     for patient in patients:
         scans = [os.path.relpath(scan, root) for scan in patient["image"]]
-        cohort.update(json.dumps({**patient, "image": scans}, sort_keys=True).encode())
+        seen = {name: entry for name, entry in patient.items() if name != "groups"}  # a report alone reads these
+        cohort.update(json.dumps({**seen, "image": scans}, sort_keys=True).encode())
     return {**json.loads(json.dumps(settings)), "cohort": cohort.hexdigest()[:16], "processes": processes}
 
 

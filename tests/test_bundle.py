@@ -122,9 +122,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
             name = f"scan_{len(rows):02d}.nii"
             nib.save(nib.Nifti1Image(voxels, np.diag([3.0, 3.0, 3.0, 1.0])), data / name)
             row = {"patient": f"{KEY}-{patient}", "path": name, "day": 100 * visit, "target": f"{level:.3f}"}
-            rows.append(row | {"unit": "mL", "fold": patient // 2 % 3})
+            rows.append(row | {"unit": "mL", "fold": patient // 2 % 3, "site": "North" if patient % 2 else "South"})
     write_table(data / "cohort.csv", rows)
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "subgroups": ["site"]}))
     return Study(data, folder / "tiny.yaml")
 
 
@@ -199,14 +199,26 @@ def test_training_writes_every_file_and_learns_more_than_the_mean(trained: Train
     found = {path.name.split(".vm.")[0].split(".")[0] + path.suffix for path in trained.output.iterdir()}
     assert {"predictions.csv", "metrics.json", "history.csv", "report.html"} <= found
     assert sorted(path.name for path in trained.models.iterdir()) == [
-        *("domain.json", "intervals.json", "model.pt", "settings.json")
+        *("domain.json", "intervals.json", "model.pt", "settings.json", "training.json")
     ]
     predictions = pd.read_csv(trained.output / "predictions.csv")
     assert list(predictions["fold"].unique()) == [0] and set(predictions["scans"]) == {1, 4}
     metrics = json.loads((trained.output / "metrics.json").read_text())["target"]
     assert metrics["unit"] == "mL" and metrics["r2"]["value"] > 0.4
     assert len(read_table(trained.output / "history.csv")) == 3
-    assert KEY not in (trained.output / "report.html").read_text()
+    assert set(predictions["group_site"]) == {"North", "South"}
+    page = (trained.output / "report.html").read_text()
+    assert "site: North" in page and KEY not in page
+
+
+def test_training_writes_down_what_it_was_and_names_no_patient(trained: Trained) -> None:
+    text = (trained.models / "training.json").read_text()
+    found = json.loads(text)
+    assert found["epochs"] == {"planned": 3, "run": 3, "best": found["epochs"]["best"]} and found["seed"] == 0
+    history = [float(row["mae"]) for row in read_table(trained.output / "history.csv")]
+    assert found["epochs"]["best"] == 1 + history.index(min(history))
+    assert [found["patients"][part]["patients"] for part in ("training", "validation")] == [20, 10]
+    assert found["patients"]["training"]["folds"] == {"1": 10, "2": 10} and KEY not in text and ".nii" not in text
 
 
 def test_tensorboard_shows_the_training_loss_and_the_validation_metric(trained: Trained) -> None:

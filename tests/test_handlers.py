@@ -185,6 +185,16 @@ def test_there_is_one_row_per_patient_with_measurement_unit_and_fold(rows: list[
     ]
 
 
+def test_groups_of_patients_stand_last_in_columns_of_their_own(
+    net: MultiScanNet, patients: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    saver = PredictionSaver(str(tmp_path / "predictions.csv"), net, target=["volume"])
+    evaluator(net, [{**p, "groups": {"sex": "F", "scans": f"of {p['patient']}"}} for p in patients], saver).run()
+    found = read(tmp_path / "predictions.csv")
+    assert list(found[0])[-3:] == ["weights", "group_sex", "group_scans"]
+    assert [(row["group_sex"], row["group_scans"]) for row in found] == [("F", f"of {row['patient']}") for row in found]
+
+
 @torch.no_grad()
 def test_predictions_are_those_of_the_network(
     net: MultiScanNet, patients: list[dict[str, Any]], rows: list[dict[str, str]]

@@ -36,5 +36,29 @@ def test_numbers_are_rounded_to_three_digits(value: float, text: str, tmp_path: 
     assert f"<td>{text}</td>" in html
 
 
+def test_lines_that_begin_with_a_dash_are_a_list(tmp_path: Path) -> None:
+    section = page.Section("Uses", "Before.\n\n- one\n- two <b>\n\nAfter - not a list.")
+    html = page.write_report(tmp_path / "report.html", title="", sections=[section]).read_text("utf-8")
+    assert "<p>Before.</p>" in html and "<p>After - not a list.</p>" in html
+    assert html.count("<li>") == 2 and "<li>two &lt;b&gt;</li>" in html
+
+
+def test_a_table_of_sentences_may_wrap_and_one_of_numbers_does_not(tmp_path: Path) -> None:
+    words = pd.DataFrame({"name": ["a"], "words": ["a sentence that is longer than any number is"], "value": [1.0]})
+    for table, kind in ((words, '<table class="words">'), (words.drop(columns="words"), "<table>")):
+        sections = [page.Section("T", "", table=table)]
+        html = page.write_report(tmp_path / "r.html", title="", sections=sections).read_text("utf-8")
+        assert kind in html and "<td>1.00</td>" in html
+
+
+def test_markdown_holds_the_same_text_and_tables_and_names_the_pictures() -> None:
+    table = pd.DataFrame({"name": ["a|b"], "value": [1.23456]})
+    section = page.Section("Numbers", "One.\n\n- two\n- three", Figure(), "A curve.", table)
+    assert page.as_markdown([section], title="Card", pictures="card.html") == (
+        "# Card\n\n## Numbers\n\nOne.\n\n- two\n- three\n\n| name | value |\n| --- | --- |\n| a\\|b | 1.23 |\n\n"
+        "*Picture in card.html: A curve.*\n"
+    )
+
+
 def test_few_patients_are_a_warning_and_many_none() -> None:
     assert "These are 7 patients only" in page.caution(7) and page.caution(20) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import pandas as pd
 import pytest
 
 from monai_mvreg.calibration import Baseline, read_part
-from monai_mvreg.metrics.survival import concordance
-from monai_mvreg.report.risk import fit_curves, report_on, summarise_risk
+from monai_mvreg.metrics.survival import Forecast, auc_over_time, concordance, survival_metrics
+from monai_mvreg.report.risk import figure_curves, fit_curves, report_on, summarise_risk
 
 TARGET = ["days_left", "event"]
 HORIZONS = [300.0, 900.0]
@@ -65,6 +66,43 @@ def test_an_evaluation_reads_the_curves_and_changes_no_prediction(tmp_path: Path
     assert (tmp_path / "predictions.csv").read_bytes() == before
     again = json.loads((tmp_path / "metrics.json").read_text())["days_left"]
     assert again["brier_300"]["value"] == pytest.approx(found["brier_300"]["value"], rel=1e-6)  # type: ignore[index]
+
+
+def test_a_report_of_a_thousand_patients_and_groups_takes_less_than_half_a_minute(tmp_path: Path) -> None:
+    table, draw = predictions(1000), np.random.default_rng(0)
+    for number in range(3):
+        table[f"group_{number}"] = draw.choice(list("abcd"), 1000)
+    start = time.process_time()
+    _, page = reported(tmp_path, table)
+    assert time.process_time() - start < 30
+    assert page.count("<img") == 4 and "What the model must not be used for" in page
+
+
+def test_patients_at_risk_stand_under_the_curves() -> None:
+    label = np.array([[100.0, 1], [250, 0], [300, 1], [400, 0], [400, 1], [400, 1]])
+    groups, risk = np.array([0.0, 0, 1, 1, 2, 2]), np.linspace(-1, 1, 6)
+    _, below = figure_curves(label, groups, Baseline((100.0, 300.0), (0.2, 0.7), 1.0, 0.0), risk).axes
+    shown = {(note.xy[0], note.xy[1]): note.get_text() for note in below.texts}
+    # Who has the event or is censored on a day was at risk on it.
+    assert shown[(0, 0)] == "2" and shown[(200, 0)] == "1" and shown[(300, 0)] == "0"
+    assert shown[(300, 1)] == "2" and shown[(350, 1)] == "1" and shown[(400, 2)] == "2"
+
+
+def test_the_order_over_time_is_the_auc_of_the_metrics(tmp_path: Path) -> None:
+    table = predictions()
+    known = table[table["event"].notna()]
+    risk, label = known["log_risk"].to_numpy(), known[TARGET].to_numpy()
+    same = survival_metrics(Forecast(risk, [300, 900]), label)
+    assert auc_over_time(risk, label, [300, 900]) == [same["auc_300"], same["auc_900"]]
+    _, page = reported(tmp_path, table)
+    assert "<h2>Order over time</h2>" in page
+
+
+def test_curves_of_risk_are_told_apart_by_their_width_and_not_by_colour_alone() -> None:
+    label = np.array([[100.0, 1], [300, 1], [400, 1]])
+    axes, _ = figure_curves(label, np.array([0.0, 1, 2]), Baseline((100.0,), (0.2,), 1.0, 0.0), np.zeros(3)).axes
+    widths = [line.get_linewidth() for line in axes.lines if line.get_linestyle() == "-"]
+    assert len(set(widths)) == 3 and widths == sorted(widths)
 
 
 def test_patients_without_events_or_times_are_refused(tmp_path: Path) -> None:

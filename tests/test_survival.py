@@ -137,6 +137,7 @@ def test_a_difference_is_paired_and_turns_its_sign_with_the_order() -> None:
     assert set(found) == {"harrell", "uno", "slope", *(f"auc_{day:g}" for day in days)}
     expected = concordance(risk, label) - concordance(worse, label)
     assert found["harrell"].value == pytest.approx(expected, rel=1e-12) and found["harrell"].low > 0
+    assert survival_differences(a, b, label, names=["uno"], resamples=300) == {"uno": found["uno"]}
     assert [turned["uno"].low, turned["uno"].high] == pytest.approx([-found["uno"].high, -found["uno"].low])
     nearly = Forecast(risk + np.random.default_rng(0).normal(size=len(risk)) * 0.05, days.tolist())
     paired, alone = survival_differences(a, nearly, label, resamples=300), survival_metrics(a, label, resamples=300)

@@ -6,6 +6,7 @@ import csv
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -364,3 +365,24 @@ def test_items_carry_what_the_collate_reads() -> None:
 @pytest.mark.parametrize("columns", [Columns(view="target"), Columns(views=("T1",))])
 def test_a_view_without_its_list_or_a_list_without_its_view_is_refused(folder: Path, columns: Columns) -> None:
     assert refusal(folder, ROWS, columns).startswith("expected view and views together")
+
+
+def test_groups_are_the_texts_of_covariates_views_and_named_columns_of_either_table(folder: Path) -> None:
+    rows = [
+        {**row, "view": view, "sex": sex, "scanner": scanner, "age": age}
+        for row, view, sex, scanner, age in zip(
+            ROWS, ["ap", "pa", "ap"], ["F", "F", ""], ["B", "A", "A"], ["61.5", "61.5", "70"], strict=True
+        )
+    ]
+    columns = replace(
+        COLUMNS, view="view", views=("ap", "pa"), covariates={"age": "number"}, subgroups=("sex", "scanner")
+    )
+    one, other = read(folder, rows, columns).patients
+    assert dict(one.groups) == {"age": "61.5", "view": "ap + pa", "sex": "F", "scanner": "A + B"}
+    assert dict(other.groups) == {"age": "70", "view": "ap", "sex": "", "scanner": "A"}
+    assert datalist([one])[0]["groups"] == dict(one.groups)
+    assert columns.without_outcome().subgroups == () and "A + B" not in repr(one)
+
+
+def test_a_subgroup_that_is_no_column_is_named(folder: Path) -> None:
+    assert "expected a column 'site'" in refusal(folder, ROWS, replace(COLUMNS, subgroups=("site",)))

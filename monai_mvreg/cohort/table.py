@@ -30,6 +30,8 @@ class Columns:
         event: 1 if the event was seen at the time given as target, 0 if censored.
         covariates: column -> ``"number"``, or the list of its levels: ``{age: number, sex: [F, M]}``.
         fold: part of the cohort a patient belongs to.
+        subgroups: further columns, of either table, by which a report tells errors apart: sex, site, scanner. The
+            network never sees them.
     """
 
     patient: str = "patient"
@@ -43,6 +45,7 @@ class Columns:
     event: str | None = None
     covariates: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     fold: str | None = None
+    subgroups: Sequence[str] = ()
 
     @property
     def covariate_names(self) -> tuple[str, ...]:
@@ -56,7 +59,7 @@ class Columns:
 
     def without_outcome(self) -> "Columns":
         """The same columns for new patients, whose target nobody knows."""
-        return replace(self, target=(), unit=None, event=None, fold=None)
+        return replace(self, target=(), unit=None, event=None, fold=None, subgroups=())
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Patient:
     """One patient: scans in order of time, and what is known beside them.
 
     ``days`` are relative to the first scan; ``views`` are indices; ``target`` holds the event indicator last if there
-    is one; a missing covariate is NaN. The key is kept out of printed representations.
+    is one; a missing covariate is NaN. ``groups`` are the texts of covariates, view and subgroups, by column. Key and
+    texts are kept out of printed representations.
     """
 
     key: str = field(repr=False)
@@ -74,6 +78,7 @@ class Patient:
     target: tuple[float, ...]
     covariates: tuple[float, ...]
     fold: str | None = None
+    groups: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,8 @@ def read_cohort(scans_file: str, columns: Columns, *, images: str, outcomes_file
         raise ValueError(f"expected view and views together, got view {columns.view!r} and views {list(columns.views)}")
     facts = scans if outcomes_file is None else TableRows(Path(outcomes_file))
     facts.need(columns.patient, *columns.target, columns.unit, columns.event, *columns.covariates, columns.fold)
+    grouped = dict.fromkeys([*columns.covariates, *([columns.view] if columns.view else []), *columns.subgroups])
+    scans.need(*(name for name in grouped if name not in facts.frame))
     if columns.unit is not None:
         facts.same(range(len(facts.frame)), columns.unit, "one unit")
     rows_of = _rows_by_patient(scans, columns.patient)
@@ -205,7 +212,10 @@ def read_cohort(scans_file: str, columns: Columns, *, images: str, outcomes_file
         if key not in facts_of:
             raise scans.error(rows[0], columns.patient, f"expected this patient in {facts.file.name}, found no row")
         patient = _facts_of_patient(key, facts, facts_of[key], columns)
-        patients.append(_add_scans(patient, scans, rows, columns, Path(images)))
+        groups = {
+            name: _group(*((facts, facts_of[key]) if name in facts.frame else (scans, rows)), name) for name in grouped
+        }
+        patients.append(_add_scans(replace(patient, groups=groups), scans, rows, columns, Path(images)))
     return Cohort(
         tuple(patients),
         target=(*columns.target, *([columns.event] if columns.event else [])),
@@ -252,6 +262,11 @@ def _facts_of_patient(key: str, facts: TableRows, rows: Sequence[int], columns: 
     return Patient(key, (), (), (), tuple(target), tuple(covariates), fold)
 
 
+def _group(table: TableRows, rows: Sequence[int], column: str) -> str:
+    """The cell of a patient's rows, or all that differ: a patient may have scans of several views and scanners."""
+    return " + ".join(sorted({cell for row in rows if (cell := table.cell(row, column))}))
+
+
 def _add_scans(patient: Patient, scans: TableRows, rows: Sequence[int], columns: Columns, images: Path) -> Patient:
     scans.once(rows, columns.path)
     found = []
@@ -296,7 +311,7 @@ def datalist(patients: Sequence[Patient]) -> list[dict[str, Any]]:
 
     Returns:
         One dictionary per patient: ``patient``, ``image`` (addresses of the scans), ``time`` (days), ``view`` and, if
-        there are any, ``label`` and ``covariates``.
+        there are any, ``label``, ``covariates`` and ``groups`` (texts by column).
 
     Raises:
         ValueError: if there are no patients.
@@ -316,6 +331,8 @@ def datalist(patients: Sequence[Patient]) -> list[dict[str, Any]]:
             item["label"] = list(patient.target)
         if patient.covariates:
             item["covariates"] = list(patient.covariates)
+        if patient.groups:
+            item["groups"] = dict(patient.groups)
         items.append(item)
     return items
 

@@ -103,6 +103,32 @@ def concordance(risk: Array, label: Array) -> float:
     return once(_harrell(_numbers(risk, followed, "risk"), followed), len(followed.time))
 
 
+def concordance_with_interval(
+    risk: Array, label: Array, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> Estimate:
+    """Harrell's concordance with a percentile bootstrap interval over patients; arguments as of the other metrics."""
+    followed = Followed(label)
+    measure = _harrell(_numbers(risk, followed, "risk"), followed)
+    return estimates({"": measure}, len(label), resamples=resamples, confidence=confidence, seed=seed)[""]
+
+
+def auc_over_time(
+    risk: Array, label: Array, days: Sequence[float], *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> list[Estimate]:
+    """For each day, the chance that a patient with an event by then has the higher risk than one without.
+
+    Cumulative cases, dynamic controls, weighted against censoring; each day with a percentile bootstrap interval over
+    patients. Arguments as of :func:`survival_metrics`; nan where there is nobody to compare.
+
+    Source: Uno et al., J Am Stat Assoc 2007. https://doi.org/10.1198/016214507000000149
+    """
+    followed = Followed(label)
+    risk = _numbers(risk, followed, "risk")
+    measures: dict[str, Measure] = {f"{day}": partial(_auc, risk=risk, followed=followed, day=day) for day in days}
+    found = estimates(measures, len(label), resamples=resamples, confidence=confidence, seed=seed)
+    return [found[f"{day}"] for day in days]
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What is predicted about the time to an event of each patient.
@@ -156,9 +182,9 @@ def survival_metrics(
 
 
 def survival_differences(
-    a: Forecast, b: Forecast, label: Array, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+    a: Forecast, b: Forecast, label: Array, *, names: Sequence[str] = (), resamples: int = 2000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Each metric of A minus that of B on the same patients, whose resamples they share.
+    """Metrics of A minus those of B on the same patients, whose resamples they share, with 95 % intervals.
 
     A has the better order where the interval of a concordance or an AUC is above zero, and the better chances where
     that of a Brier score is below zero.
@@ -167,8 +193,8 @@ def survival_differences(
         a: the first forecast.
         b: the second forecast; metrics that only one of both has are left out.
         label: ``(P, 2)``, time in days and event.
+        names: the metrics; none: all.
         resamples: how often the patients are drawn anew, with replacement.
-        confidence: share of the resamples inside the interval, between 0 and 1.
         seed: of the draws; the same seed gives the same intervals.
 
     Raises:
@@ -176,8 +202,9 @@ def survival_differences(
     """
     followed = Followed(label)
     of_a, of_b = _measures(a, followed), _measures(b, followed)
-    apart: dict[str, Measure] = {name: partial(_minus, a=of_a[name], b=of_b[name]) for name in of_a if name in of_b}
-    return estimates(apart, len(label), resamples=resamples, confidence=confidence, seed=seed)
+    both = [name for name in names or of_a if name in of_b]
+    apart: dict[str, Measure] = {name: partial(_minus, a=of_a[name], b=of_b[name]) for name in both}
+    return estimates(apart, len(label), resamples=resamples, confidence=0.95, seed=seed)
 
 
 def event_curve(forecast: Forecast, label: Array, day: float) -> tuple[Array, Array]:
@@ -335,6 +362,8 @@ def _slope(counts: Array, *, risk: Array, followed: Followed) -> Array:
             step = gradient / curvature
             # A risk of another scale than the log hazard may start far off.
             slope = slope + np.clip(step, -2 - np.abs(slope), 2 + np.abs(slope))
+            if not (np.abs(step) >= 1e-9 * (1 + np.abs(slope))).any():
+                break
     found: Array = np.where(np.abs(step) < 1e-6 * (1 + np.abs(slope)), slope, np.nan)
     return found
 

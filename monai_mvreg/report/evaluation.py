@@ -28,7 +28,9 @@ from monai_mvreg.metrics.regression import (
     mean_absolute_error,
 )
 from monai_mvreg.metrics.smooth import CalibrationCurve
+from monai_mvreg.report.limits import must_not
 from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, rounded, span, value, write_report
+from monai_mvreg.report.subgroups import error_subgroups
 
 _log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float64]
@@ -48,7 +50,6 @@ _MEASURES = {
     "coverage": "Coverage of the prediction intervals",
 }
 _LIMITS = (
-    "For research use only. This is not a medical device: nothing here may guide the care of a patient.\n\n"
     "The intervals show how much the numbers would move with other patients of the same kind. They do not cover other "
     "hospitals, scanners or protocols, nor another run of the training. The numbers speak for new patients only where "
     "no patient took part in training or choosing the model that made their own prediction, or in fitting its "
@@ -120,6 +121,7 @@ def evaluation_sections(folder: Path, target: str, *, baselines: Mapping[str, Ar
     if stored is None or not math.isclose(stored["mae"]["value"], now["mae"]["value"], rel_tol=1e-6):
         raise ValueError(f"metrics.json: expected the metrics of {target} in predictions.csv, got other ones")
     (predicted, measured), unit = _pairs(predictions, target), stored["unit"]
+    known = predictions[predictions[target].notna()]
     sections = [_summary(stored, limits_of_agreement(predicted, measured))]
     if baselines:
         sections.append(_comparison(predictions, target, baselines))
@@ -135,12 +137,13 @@ def evaluation_sections(folder: Path, target: str, *, baselines: Mapping[str, Ar
     sections += [
         Section("Predicted and measured", "", figure_agreement(measured, predicted, unit=unit), agreement),
         Section("Too high, too low", "", figure_residuals(measured, predicted, unit=unit), residuals),
+        error_subgroups(known, target, unit=unit),
     ]
     if (folder / "history.csv").exists():
         history = pd.read_csv(folder / "history.csv")
         curves = f"Over {len(history)} epochs, from top to bottom: {', '.join(history.columns[1:])}.".replace("_", " ")
         sections.append(Section("Training", "", figure_training(history), curves))
-    return [*sections, Section("Limits", _LIMITS)]
+    return [*sections, must_not(known, target, unit=unit, time=False), Section("Limits", _LIMITS)]
 
 
 def write_evaluation(folder: str, target: Sequence[str], *, training_mean: Sequence[float]) -> None:

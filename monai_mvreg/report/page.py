@@ -18,7 +18,8 @@ from monai_mvreg.metrics.bootstrap import Estimate
 
 INK, QUIET = "#1f4e79", "#4a4a4a"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_FEW = 20  # patients: below, percentile intervals of the bootstrap miss the truth far more often than they say
+_SENTENCE = 36  # letters
+FEW = 20  # patients: below, percentile intervals of the bootstrap miss the truth far more often than they say
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Section:
 
     Args:
         title: heading.
-        text: plain text; a blank line starts a new paragraph.
+        text: plain text; a blank line starts a new paragraph, and one of lines that begin with ``- `` is a list.
         figure: picture, or None for none.
         caption: what the figure shows, also for readers who cannot see it; needed with a figure.
         table: names in the first column and values to the right, or None for none.
@@ -94,10 +95,47 @@ def write_report(path: Path, *, title: str, sections: Sequence[Section], note: s
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pages.filters |= {"data_uri": _data_uri, "jpeg_uri": _jpeg_uri, "long": _long}
-    pages.filters |= {"cell": lambda x: rounded(x) if isinstance(x, float) else str(x)}
+    pages.filters |= {"cell": as_cell, "wordy": _wordy}
     html = pages.get_template("page.html.j2").render(title=title, sections=sections, note=note)
     path.write_text(html, encoding="utf-8")
     return path
+
+
+def as_markdown(sections: Sequence[Section], *, title: str, pictures: str) -> str:
+    """The same sections as Markdown; a picture becomes its caption, and where to see it.
+
+    Args:
+        sections: in order.
+        title: heading of the page.
+        pictures: the file that shows the pictures.
+    """
+    parts = [f"# {title}"]
+    for section in sections:
+        parts.append(f"## {section.title}")
+        parts += [section.text] if section.text else []
+        if section.table is not None:
+            rows = [[as_cell(entry) for entry in row] for row in section.table.itertuples(index=False, name=None)]
+            lines = [list(map(str, section.table.columns)), ["---"] * section.table.shape[1], *rows]
+            parts.append("\n".join("| " + " | ".join(map(_escaped, line)) + " |" for line in lines))
+        if section.figure is not None:
+            parts.append(f"*Picture in {pictures}: {section.caption}*")
+    return "\n\n".join(parts) + "\n"
+
+
+def _escaped(cell: str) -> str:
+    return cell if cell == "---" else cell.replace("|", "\\|").replace("\n", " ")
+
+
+def as_cell(entry: object) -> str:
+    """The text of an entry of a table."""
+    return rounded(entry) if isinstance(entry, float) else str(entry)
+
+
+def _wordy(table: pd.DataFrame) -> bool:
+    """Whether a table holds sentences: then all of it stands to the left and may wrap."""
+    return any(
+        len(str(entry)) > _SENTENCE and " " in str(entry) for row in table.itertuples(index=False) for entry in row[1:]
+    )
 
 
 def rounded(value: float, decimals: int | None = None) -> str:
@@ -143,7 +181,7 @@ def span(estimate: Estimate, unit: str = "1") -> str:
 
 def caution(patients: int) -> str:
     """A warning for few patients, from whom resamples cannot show how much others would differ; else nothing."""
-    if patients >= _FEW:
+    if patients >= FEW:
         return ""
     return f" These are {patients} patients only: intervals from so few are too narrow, and nothing is shown by them."
 

@@ -22,19 +22,23 @@ from monai_mvreg.calibration import Baseline, fit_baseline, read_part, write_par
 from monai_mvreg.metrics.bootstrap import Array, Estimate
 from monai_mvreg.metrics.survival import (
     Forecast,
+    auc_over_time,
     d_calibration,
     event_curve,
     kaplan_meier,
     survival_differences,
     survival_metrics,
 )
-from monai_mvreg.report.page import QUIET, Section, calm, caution, rounded, span, write_report
+from monai_mvreg.report.limits import must_not
+from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, rounded, span, write_report
+from monai_mvreg.report.subgroups import risk_subgroups
 
 _log = logging.getLogger(__name__)
 _GROUPS = ("lowest third of risk", "middle third", "highest third")
 _SHADES = ("#7aa6c9", "#4a4a4a", "#9c2f2f")
+_WIDTHS = (1.0, 1.8, 3.0)  # so that they are told apart without colour
+_AUC_DAYS = 12
 _LIMITS = (
-    "For research use only. This is not a medical device: nothing here may guide the care of a patient.\n\n"
     "Censoring is taken to tell nothing about the event. The intervals show how much the numbers would move with other "
     "patients of the same kind; they do not cover other hospitals, scanners or protocols, nor another run of the "
     "training. The numbers speak for new patients only where no patient took part in training, in choosing the model "
@@ -109,10 +113,9 @@ def summarise_risk(
     """
     risk, label, left_out = _pairs(table, target)
     forecast = Forecast(risk, horizons, baseline.survival(risk, np.asarray(horizons, dtype=np.float64)))
-    own = np.array([baseline.survival(risk[i : i + 1], label[i : i + 1, 0])[0, 0] for i in range(len(risk))])
     found: dict[str, Any] = {
         **{"unit": "d", "patients": len(risk), "left_out": left_out, "events": int(label[:, 1].sum())},
-        "d_calibration_p": d_calibration(own, label),
+        "d_calibration_p": d_calibration(_own(baseline, risk, label), label),
     }
     for name, estimate in survival_metrics(forecast, label).items():
         found[name] = {key: None if math.isnan(value) else value for key, value in asdict(estimate).items()}
@@ -142,21 +145,27 @@ def survival_sections(
     times, chance = kaplan_meier(label)
     marginal = np.concatenate([[1.0], chance])[np.searchsorted(times, days, side="right")]
     nobody = Forecast(np.zeros(len(risk)), horizons, np.tile(marginal, (len(risk), 1)))
-    apart = survival_differences(forecast, nobody, label)
+    apart = survival_differences(forecast, nobody, label, names=[f"brier_{day:g}" for day in horizons])
     groups = np.searchsorted(np.quantile(risk, [1 / 3, 2 / 3]), risk).astype(np.float64)
     caption = (
-        "Steps: share of patients without the event, by Kaplan-Meier, for each third of predicted risk. Smooth lines: "
-        "the mean of the predicted curves of the same patients. Where both agree the chances are true."
+        "Steps: share of patients without the event, by Kaplan-Meier, for each third of predicted risk; the higher the "
+        "risk, the thicker the line. Dashed lines: the mean of the predicted curves of the same patients. Where both "
+        "agree the chances are true. Below: patients at risk, still under observation and without the event."
     )
     calibrated = (
         "Share of the patients with the event by a day, among patients of about the same predicted chance, corrected "
         "for censoring. On the dashed line the chances are true."
     )
+    known = table[table[target[0]].notna()]
+    expected = -np.log(np.maximum(_own(baseline, risk, label), 1e-12))
     return [
         _summary(stored, horizons),
         _comparison(apart, horizons),
         Section("Curves", "", figure_curves(label, groups, baseline, risk), caption),
+        *_over_time(risk, label),
         Section("Calibration", "", figure_calibration(forecast, label), calibrated),
+        risk_subgroups(known, risk, label=label, expected=expected),
+        must_not(known, target[0], unit="d", time=True),
         Section("Limits", _LIMITS),
     ]
 
@@ -170,19 +179,47 @@ def figure_curves(label: Array, groups: Array, baseline: Baseline, risk: Array) 
         baseline: the curves.
         risk: log risk ``(P,)``.
     """
-    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(6.5, 5.0), layout="constrained")
+    axes, below = figure.subplots(2, sharex=True, height_ratios=[5, 1])
     days = np.linspace(0, float(label[:, 0].max()), 200)
-    for group, (name, shade) in enumerate(zip(_GROUPS, _SHADES, strict=True)):
+    for group, (name, shade, width) in enumerate(zip(_GROUPS, _SHADES, _WIDTHS, strict=True)):
         mine = groups == group
         if not mine.any():
             continue
         times, chance = kaplan_meier(label[mine])
-        axes.step([0.0, *times], [1.0, *chance], where="post", color=shade, label=f"{name} ({int(mine.sum())})")
-        axes.plot(days, baseline.survival(risk[mine], days).mean(0), "--", color=shade, linewidth=1)
-    axes.set(ylim=(0, 1.02), xlim=(0, None))
+        axes.step([0.0, *times], [1.0, *chance], where="post", color=shade, linewidth=width, label=name)
+        axes.plot(days, baseline.survival(risk[mine], days).mean(0), "--", color=shade, linewidth=0.6 * width)
+    axes.set(ylim=(0, 1.02), xlim=(0, days[-1]))
     axes.legend(frameon=False, fontsize=9, labelcolor=QUIET)
     calm(axes, "time [d]", "without the event")
+    axes.tick_params(labelbottom=True)
+    ticks = [day for day in axes.get_xticks() if 0 <= day <= days[-1]]
+    below.set(ylim=(len(_GROUPS) - 0.4, -0.6), yticks=range(len(_GROUPS)), yticklabels=_GROUPS)
+    for group in range(len(_GROUPS)):
+        for day in ticks:
+            at_risk = int((label[groups == group, 0] >= day).sum())
+            below.annotate(str(at_risk), (day, group), ha="center", va="center", fontsize=9, annotation_clip=False)
+    below.set_title("patients at risk", fontsize=9, loc="left", color=QUIET)
+    below.tick_params(length=0, pad=16, labelbottom=False, labelsize=9, colors=QUIET)
+    below.spines[:].set_visible(False)
+    return figure
+
+
+def figure_auc(days: Sequence[float], found: Sequence[Estimate]) -> Figure:
+    """The chance that a patient with an event by a day has the higher risk than one without, over the days.
+
+    Args:
+        days: increasing.
+        found: one estimate for each day.
+    """
+    figure = Figure(figsize=(6.5, 3.4), layout="constrained")
+    axes = figure.subplots()
+    low, value, high = (np.array([getattr(one, end) for one in found]) for end in ("low", "value", "high"))
+    axes.fill_between(days, low, high, color=QUIET, alpha=0.2, linewidth=0)
+    axes.plot(days, value, "o-", color=INK, markersize=4)
+    axes.axhline(0.5, color=QUIET, linestyle="--", linewidth=1)
+    axes.set(ylim=(min(0.4, float(np.nanmin(low, initial=0.4))) - 0.02, 1.02), xlim=(0, None))
+    calm(axes, "time [d]", "AUC")
     return figure
 
 
@@ -204,6 +241,41 @@ def figure_calibration(forecast: Forecast, label: Array) -> Figure:
     axes.legend(frameon=False, fontsize=9, labelcolor=QUIET)
     calm(axes, "predicted chance of the event", "observed share")
     return figure
+
+
+def _over_time(risk: Array, label: Array) -> list[Section]:
+    """The AUC over the days in which most events lie; nothing where all events are of one day."""
+    events = label[label[:, 1] > 0, 0]
+    days = np.unique(np.ceil(np.quantile(events, np.linspace(0.1, 0.9, _AUC_DAYS))))
+    days = days[(days > 0) & (days < label[:, 0].max())]
+    if len(days) < 2:
+        return []
+    found = auc_over_time(risk, label, days.tolist())
+    caption = (
+        "For each day, the chance that a patient with an event by then has the higher risk than one without (AUC; "
+        "1: always, 0.5, dashed: no better than chance), between the days by which a tenth and nine tenths of the "
+        "events were seen. Grey: 95 % interval over patients."
+    )
+    last = len(days) - 1
+    rows = [
+        (
+            f"{days[i]:g}",
+            str(int((events <= days[i]).sum())),
+            str(int((label[:, 0] > days[i]).sum())),
+            rounded(found[i].value),
+            span(found[i]),
+        )
+        for i in sorted({0, last // 3, 2 * last // 3, last})
+    ]
+    columns = ["Day", "With an event by then", "Still without", "AUC", "95 % interval"]
+    return [
+        Section("Order over time", "", figure_auc(days.tolist(), found), caption, pd.DataFrame(rows, columns=columns))
+    ]
+
+
+def _own(baseline: Baseline, risk: Array, label: Array) -> Array:
+    """The predicted chance ``(P,)`` of no event through each patient's own time."""
+    return np.array([baseline.survival(risk[i : i + 1], label[i : i + 1, 0])[0, 0] for i in range(len(risk))])
 
 
 def _summary(stored: dict[str, Any], horizons: Sequence[float]) -> Section:

@@ -17,6 +17,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from monai_mvreg.cohort.table import Patient
 from monai_mvreg.explain.own_grid import to_own_grid, write_map
 from monai_mvreg.explain.saliency import (
+    NumberByScan,
     RandomisationCheck,
     SaliencyMap,
     fix_patient,
@@ -71,6 +72,34 @@ class Explanation:
     checks: Mapping[str, RandomisationCheck]
 
 
+def numbers_by_scan(
+    predictor: Predictor, patient: Patient, *, number: int = 0
+) -> tuple[list[MetaTensor], list[NumberByScan]]:
+    """Prepare the scans of a patient, and encode them once with each network.
+
+    Args:
+        predictor: a trained model, or several.
+        patient: whose scans, all of which must be readable.
+        number: which of the predicted numbers, from 0.
+
+    Returns:
+        The prepared scans ``(C, *spatial)``, and for each network the number as a function of the first of them.
+    """
+    images = [predictor.prepare(address) for address in patient.scans]
+    fixed = [
+        fix_patient(
+            net,
+            images,
+            days=torch.tensor(patient.days),
+            views=torch.tensor(patient.views),
+            covariates=torch.tensor(patient.covariates),
+            readout=predictor.readout,
+        )
+        for net in predictor.members
+    ]
+    return images, [replace(one, number=number) for one in fixed]
+
+
 def explain_patient(
     predictor: Predictor,
     patient: Patient,
@@ -92,21 +121,10 @@ def explain_patient(
         ValueError: if a method cannot explain the encoder, or a transform cannot be inverted.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    images = [predictor.prepare(address) for address in patient.scans]
-    fixed = [
-        fix_patient(
-            net,
-            images,
-            days=torch.tensor(patient.days),
-            views=torch.tensor(patient.views),
-            covariates=torch.tensor(patient.covariates),
-            readout=predictor.readout,
-        )
-        for net in predictor.members
-    ]
-    fixed = [replace(one, number=number) for one in fixed]
+    images, fixed = numbers_by_scan(predictor, patient, number=number)
     with torch.no_grad():
-        value = sum(float(one(images[0][None].as_tensor())) for one in fixed) / len(fixed)
+        first = images[0][None].as_tensor().to(fixed[0].embeddings.device)
+        value = sum(float(one(first)) for one in fixed) / len(fixed)
     read = predictor.transform.flatten().transforms[0]
     maps = []
     for scan, address in enumerate(tqdm(patient.scans, "saliency", unit="scan", disable=None)):

@@ -115,10 +115,15 @@ class _Covered(_Wrapped):
 
 
 @torch.enable_grad()
-def gradcam(number: NumberByScan, image: Tensor) -> Tensor:
+def gradcam(number: NumberByScan, image: Tensor, *, layer: str | None = None) -> Tensor:
     """GradCAM of a scan ``(C, *spatial)`` as a map ``(*spatial)``: what raises the number minus what lowers it.
 
-    As coarse as the layer it is taken from, see :func:`spatial_layer`; its scale has no unit.
+    As coarse as the layer it is taken from; its scale has no unit.
+
+    Args:
+        number: what to look at.
+        image: one prepared scan ``(C, *spatial)``.
+        layer: dotted name of a module of the encoder; None takes that of :func:`spatial_layer`.
 
     Raises:
         ValueError: if no layer of the encoder keeps places.
@@ -135,10 +140,11 @@ def gradcam(number: NumberByScan, image: Tensor) -> Tensor:
         if getattr(module, "inplace", False):
             setattr(module, "inplace", False)  # noqa: B010, would write over the activations that GradCAM keeps
     net.requires_grad_(True)
-    layer = f"net.encoder.{spatial_layer(net.encoder, image)}"
+    where = f"net.encoder.{spatial_layer(net.encoder, image) if layer is None else layer}"
+    net.get_submodule(where.removeprefix("net."))
     scan = _plain(image, net).requires_grad_(True)
     cam = GradCAM(
-        _BothDirections(replace(number, net=net)), layer, upsampler=_upsampler, postprocessing=lambda coarse: coarse
+        _BothDirections(replace(number, net=net)), where, upsampler=_upsampler, postprocessing=lambda coarse: coarse
     )
     # cuDNN has no gradients of a recurrent pool in evaluation mode.
     recurrent = any(isinstance(module, nn.RNNBase) for module in net.pool.modules())

@@ -96,12 +96,34 @@ def _model_settings() -> dict[str, Any]:
 def save_settings(path: str, *, unit: str) -> None:
     """Write what a trained model depends on, its preprocessing and parts, beside it; for the list ``run`` of training.
 
+    Beside the settings that :func:`same_settings` compares, the file holds what a prediction needs without the files
+    of the training: ``unit``, ``loss``, ``horizons``, whether scans were ``dated``, and in ``own`` every other entry
+    and import that these refer to.
+
     Args:
         path: the JSON file.
         unit: unit of the target.
     """
+    config, columns = _calling_config(), _calling_config()["columns"]
+    settings: dict[str, Any] = {**_model_settings(), "unit": unit, "loss": config.get("loss")}
+    settings |= {"horizons": config.get("horizons"), "dated": bool(columns.get("day") or columns.get("date"))}
+    settings["own"] = _needed(config, [*settings])
+    text = json.dumps(settings, indent=1).replace("::", "#")  # while a config runs, MONAI writes "@train::trainer"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps({**_model_settings(), "unit": unit}, indent=1), encoding="utf-8")
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def _needed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The entries that these refer to, directly or not, and the imports that any of all these use."""
+    found, left = {name: config[name] for name in names if name in config}, list(names)
+    while left:
+        for name in re.findall(r"[@%](\w+)", json.dumps(found.get(left.pop(), ""))):
+            if name in config and name not in found:
+                found[name] = config[name]
+                left.append(name)
+    text = json.dumps(found)
+    lines = [line for line in config.get("imports", []) if re.search(rf"\b{re.split(r'[ .]', line)[-1]}\b", text)]
+    return {**{name: entry for name, entry in found.items() if name not in names}, "imports": lines}
 
 
 def same_settings(path: str) -> dict[str, Any]:

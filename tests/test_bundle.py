@@ -193,7 +193,9 @@ def batch(patients: int, scans: int) -> dict[str, Tensor]:
 def test_training_writes_every_file_and_learns_more_than_the_mean(trained: Trained) -> None:
     found = {path.name.split(".vm.")[0].split(".")[0] + path.suffix for path in trained.output.iterdir()}
     assert {"predictions.csv", "metrics.json", "history.csv", "report.html"} <= found
-    assert sorted(path.name for path in trained.models.iterdir()) == ["intervals.json", "model.pt", "settings.json"]
+    assert sorted(path.name for path in trained.models.iterdir()) == [
+        *("domain.json", "intervals.json", "model.pt", "settings.json")
+    ]
     predictions = pd.read_csv(trained.output / "predictions.csv")
     assert list(predictions["fold"].unique()) == [0] and set(predictions["scans"]) == {1, 4}
     metrics = json.loads((trained.output / "metrics.json").read_text())["target"]

@@ -96,7 +96,7 @@ def rows_from_scans(source: Path, scans: Sequence[Scan]) -> tuple[pd.DataFrame, 
         patient, date = scan.patient, scan.date
         if not isinstance(scan.content, Stack):
             patient = inside[0] if len(inside) > 1 else ""
-            date = next((day for part in reversed(inside[1:]) if (day := _date_in(part))), None)
+            date = next((day for part in reversed(inside[1:]) if (day := date_in(part))), None)
             if date is None:
                 undated.add(patient)
         if patient:
@@ -222,8 +222,8 @@ def _session_dates(path: Path, participant: int) -> dict[str, datetime.date]:
         ) from None
 
 
-def _date_in(name: str) -> datetime.date | None:
-    """The first real date in a name, between 1901 and 2099: other digits are numbers."""
+def date_in(name: str) -> datetime.date | None:
+    """The first real date in the name of a file or folder, between 1901 and 2099: other digits are numbers."""
     for match in _DATE.finditer(name):
         try:
             date = datetime.date(int(match[1]), int(match[3]), int(match[4]))

@@ -151,6 +151,10 @@ class MultiScanNet(nn.Module):
             real = self._encode(image.flatten(0, 1), mask.flatten())
             embeddings = real.new_zeros([patients, scans, real.shape[1]])
             embeddings[mask] = real
+        return self.add_view(embeddings, view)
+
+    def add_view(self, embeddings: Tensor, view: Tensor | None) -> Tensor:
+        """Tell embeddings ``(B, N, E)`` of the encoder by their kinds ``(B, N)``, if the network has ``views``."""
         if self.view is not None and view is not None:
             embeddings = embeddings + self.view(view)
         return embeddings

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from monai_mvreg.scans import addresses as scan_addresses
 from monai_mvreg.scans.files import ScanError, read_whole
+from monai_mvreg.scans.find import Scan
 from monai_mvreg.scans.headers import CODECS
 from monai_mvreg.scans.listing import list_files
 from monai_mvreg.scans.nifti import header_file, is_nifti
@@ -46,6 +47,19 @@ def content_hashes(addresses: Iterable[str]) -> dict[str, str]:
             places[place] = _hash_place(place)
         found[address] = hashlib.sha256(places[place] + key.encode()).hexdigest()
     return found
+
+
+def scan_content(scan: Scan) -> str:
+    """Hash the bytes of a scan that was found: of its own files, in their order, and its key; SHA-256.
+
+    Unlike the hash of an address it stays when other series come to lie in the same folder.
+    """
+    whole = hashlib.sha256(scan.key.encode())
+    for path in scan.files:
+        whole.update(path.suffix.lower().encode())
+        for file in _parts(path):
+            whole.update(_hash_file(str(file)))
+    return whole.hexdigest()
 
 
 def codec_releases() -> list[str]:

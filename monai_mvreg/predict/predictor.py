@@ -1,0 +1,357 @@
+"""Bundle + scans of a patient -> prediction: the one way to predict, for every surface.
+
+Each scan is read, prepared and encoded by itself, so a prediction does not depend on which scans were known before; the
+rest is one linear step of a few numbers, made for all scans, without each of them, and without the newest visit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from monai_mvreg.calibration import cross_interval
+from monai_mvreg.cohort.table import Cohort
+from monai_mvreg.domain import SHARES, ScanFacts
+from monai_mvreg.embeddings import entry_name, read_embedding, write_embedding
+from monai_mvreg.fingerprint import fingerprint
+from monai_mvreg.metrics.bootstrap import Array
+from monai_mvreg.predict.selection import FoundPatient, date_of, find_patient, inside
+from monai_mvreg.predict.trained import Member, Trained, embed_scan, header_of, look, read_trained
+from monai_mvreg.prediction import Caution, ModelIdentity, Number, Prediction, SurvivalCurve, UnusedScan, UsedScan
+from monai_mvreg.scans.content import codec_releases, content_hashes, scan_content
+from monai_mvreg.scans.files import ScanError
+from monai_mvreg.scans.find import Scan
+from monai_mvreg.workflow import user_error
+
+_LEAST = 9  # patients for an interval that holds 90 % of new ones
+_POINTS = 200  # of a survival curve in the result
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One scan as the networks see it: an embedding ``(E,)`` for each of them."""
+
+    address: str
+    day: float
+    view: int
+    content: str
+    facts: ScanFacts
+    embeddings: tuple[Tensor, ...]
+
+
+class Predictor:
+    """Predict patients with a trained model, or with all models of a cross-validation.
+
+    Args:
+        trained: what the training left.
+        kept: a folder that keeps the embeddings of scans by their content, so that a new visit costs one scan; None
+            keeps nothing.
+
+    Example:
+        ``Predictor.from_bundle(Path("bundle")).predict_folder(Path("patient"))``
+    """
+
+    def __init__(self, trained: Trained, *, kept: Path | None = None) -> None:
+        self.trained, self.kept = trained, kept
+        self.members = tuple(member.network for member in trained.members)
+        self.transform = trained.transform
+        steps = self.transform.transforms
+        self.model = ModelIdentity(
+            name=trained.name,
+            version=trained.version,
+            software=f"monai-mvreg {version('monai-mvreg')}",
+            weights=tuple(member.weights for member in trained.members),
+            preprocessing=fingerprint(list(steps), codec_releases()),
+        )
+        self.recipes: tuple[str, ...] = ()
+        if kept is not None:
+            kept.mkdir(parents=True, exist_ok=True)
+            self.recipes = tuple(fingerprint(self.model.preprocessing, network.encoder) for network in self.members)
+        self.known: pd.DataFrame | None = None
+
+    @classmethod
+    def from_bundle(
+        cls, bundle: Path, *, models: Path | None = None, kept: Path | None = None, device: str = "cpu"
+    ) -> Predictor:
+        """Read a trained bundle.
+
+        A bundle's configs are code: read only those you trust.
+
+        Args:
+            bundle: the folder of the bundle.
+            models: ``model_dir`` of a training, by default that of the bundle, or the folder of a cross-validation,
+                whose models then predict together.
+            kept: as above.
+            device: a name of torch, ``cpu`` or ``cuda``.
+
+        Raises:
+            FileNotFoundError: if there is no trained model.
+            ValueError: if a file of it holds something else.
+        """
+        place = models or bundle / "models"
+        made = cls(read_trained(bundle, place, torch.device(device)), kept=kept)
+        if not (place / "settings.json").is_file():
+            if not (place / "predictions.csv").is_file():
+                raise FileNotFoundError(f"expected a finished cross-validation in {place}, found no predictions.csv")
+            made.known = pd.read_csv(place / "predictions.csv", dtype={"fold": str})
+        return made
+
+    def prepare(self, address: str) -> Tensor:
+        """Read and prepare a scan as ``(C, *spatial)``, with its metadata and the transforms that were applied."""
+        image: Tensor = self.transform({"image": address})["image"]
+        return image
+
+    def readout(self, outputs: Tensor) -> Tensor:
+        """The numbers ``(R, T)`` in outputs of a network ``(R, K)``: in target units, or the log risk."""
+        if self.trained.survival:
+            risk: Tensor = self.trained.loss.log_risk(outputs)  # type: ignore[operator]
+            return risk.double()
+        if hasattr(self.trained.loss, "value_and_spread"):
+            value: Tensor = self.trained.loss.value_and_spread(outputs)[0]  # type: ignore[operator]
+            return value.double()
+        return outputs.double()
+
+    def predict_folder(self, folder: Path, *, covariates: Mapping[str, float] | None = None) -> Prediction:
+        """Predict one patient from a folder.
+
+        Args:
+            folder: searched as :func:`~monai_mvreg.predict.selection.find_patient` does; raises as it does.
+            covariates: numbers by the names that the model knows them by; those left out are missing.
+        """
+        return self.predict(find_patient(folder, self.trained, covariates=covariates), home=folder)
+
+    def predict_cohort(self, cohort: Cohort, *, home: Path) -> Iterator[Prediction]:
+        """Predict the patients of a table, one after the other.
+
+        Args:
+            cohort: as :func:`~monai_mvreg.cohort.table.read_cohort` reads it, with the model's covariates and views.
+            home: the folder that addresses in the result are relative to.
+        """
+        if cohort.covariates != self.trained.covariates or cohort.views != self.trained.views:
+            raise ValueError(
+                f"expected covariates {list(self.trained.covariates)} and views {list(self.trained.views)}, got "
+                f"{list(cohort.covariates)} and {list(cohort.views)}"
+            )
+        for patient in tqdm(cohort.patients, "patients", unit="patient", disable=None):
+            yield self.predict(FoundPatient(patient, {}, ()), home=home)
+
+    def predict(self, found: FoundPatient, *, home: Path) -> Prediction:
+        """Predict one patient; a scan that cannot be read is left out, and said to be.
+
+        Args:
+            found: the scans.
+            home: the folder that addresses in the result are relative to.
+
+        Raises:
+            ValueError: if none of the scans can be read; the reasons are named.
+        """
+        seen, left_out, warnings = self._look_at(found, home)
+        days = [scan.day for scan in seen]
+        covariates = torch.tensor([found.patient.covariates], dtype=torch.float32)
+        outputs = [self._outputs(place, seen, covariates) for place in range(len(self.members))]
+        values = torch.stack([self.readout(output) for output, _ in outputs])  # (members, subsets, numbers)
+        parts = values.mean(0)
+        weights = torch.stack([weight for _, weight in outputs]).mean(0)
+        without = (parts[0] - parts[1:]).tolist()
+        numbers = self._numbers([output[:1] for output, _ in outputs], values[:, 0].numpy())
+        if missing := [
+            n for n, v in zip(self.trained.covariates, found.patient.covariates, strict=True) if math.isnan(v)
+        ]:
+            warnings.append(Caution("covariates", f"missing: {', '.join(missing)}"))
+        warnings += self._majority([m.domain.check_patient(len(seen), max(days) - min(days)) for m in self._all])
+        for number in numbers:
+            warnings += self._majority([m.domain.check_value(number.name, number.value) for m in self._all])
+        for place, scan in enumerate(seen):
+            found_outside = [
+                member.domain.check_scan(scan.facts, embedding.numpy())
+                for member, embedding in zip(self._all, scan.embeddings, strict=True)
+            ]
+            warnings += self._majority(found_outside, place)
+        return Prediction(
+            patient=found.patient.key,
+            numbers=numbers,
+            survival=self._survival(values[:, 0, 0].numpy()) if self.trained.survival else None,
+            scans=tuple(
+                UsedScan(
+                    address=inside(scan.address, home),
+                    day=scan.day - days[0],
+                    view=self.trained.views[scan.view] if self.trained.views else None,
+                    modality=scan.facts.modality,
+                    weight=weight,
+                    contributions=tuple(without[place]) if len(seen) > 1 else None,
+                    content=scan.content,
+                )
+                for place, (scan, weight) in enumerate(zip(seen, weights.tolist(), strict=True))
+            ),
+            newest_visit=tuple(without[-1]) if len(set(days)) > 1 else None,
+            left_out=tuple(left_out),
+            warnings=tuple(warnings),
+            model=self.model,
+        )
+
+    @property
+    def _all(self) -> tuple[Member, ...]:
+        return self.trained.members
+
+    def _look_at(self, found: FoundPatient, home: Path) -> tuple[list[_Seen], list[UnusedScan], list[Caution]]:
+        """Look at the scans of a patient one by one; what was seen of one with the same bytes is remembered."""
+        patient, left_out = found.patient, list(found.left_out)
+        seen: list[_Seen] = []
+        unreadable = 0
+        rows = list(zip(patient.scans, patient.days, patient.views, strict=True))
+        for address, day, view in tqdm(rows, "scans", unit="scan", disable=None, leave=False):
+            try:
+                header = found.headers.get(address) or header_of(address, self.trained.reader)
+                content = scan_content(header) if header is not None else content_hashes([address])[address]
+                entries = self._remembered(content)
+                read = None if entries else self._read(address, header)
+            except (ValueError, RuntimeError, OSError) as error:
+                unreadable += 1
+                left_out.append(UnusedScan(inside(address, home), _reason(error)))
+                continue
+            if twins := [place for place, other in enumerate(seen, start=1) if other.content == content]:
+                left_out.append(UnusedScan(inside(address, home), f"the same bytes as scan {twins[0]}"))
+                continue
+            if read is not None:
+                entries = self._encode(*read, content)
+            modality, spacing = (header.modality, header.spacing) if header is not None else ("", ())
+            facts = ScanFacts(modality, tuple(sorted(spacing)), tuple(entries[0][: len(SHARES)].tolist()))
+            embeddings = tuple(entry[len(SHARES) :] for entry in entries)
+            seen.append(_Seen(address, day, view, content, facts, embeddings))
+        if not seen:
+            reasons = "; ".join(dict.fromkeys(item.reason for item in left_out))
+            raise ValueError(f"expected a scan that can be read, got none: {reasons}")
+        warnings = []
+        if unreadable:
+            warnings.append(Caution("left_out", f"{unreadable} of {len(rows)} scans could not be used"))
+        undated = self.trained.settings["dated"] and found.headers and len(seen) > 1
+        if undated and not any(date_of(scan, home) for scan in found.headers.values()):
+            warnings.append(Caution("dates", "no scan has a date: all count as one visit"))
+        return seen, left_out, warnings
+
+    def _remembered(self, content: str) -> list[Tensor]:
+        """Quantiles and embedding of a scan for each member, if all are kept."""
+        if self.kept is None:
+            return []
+        found = [read_embedding(self.kept, entry_name(recipe, content)) for recipe in self.recipes]
+        entries = [entry for entry in found if entry is not None]
+        return entries if len(entries) == len(found) else []
+
+    def _read(self, address: str, header: Scan | None) -> tuple[ScanFacts, Tensor]:
+        facts, image = look(address, header, self.transform)
+        channels, axes = self.trained.settings["channels"], len(self.trained.settings["spatial_size"])
+        if image.ndim - 1 != axes or image.shape[0] != channels:
+            got = f"{image.ndim - 1} and {image.shape[0]}"
+            raise ValueError(f"expected {axes} dimensions and {channels} channels, got {got}")
+        return facts, image
+
+    def _encode(self, facts: ScanFacts, image: Tensor, content: str) -> list[Tensor]:
+        entries = [torch.cat([torch.tensor(facts.intensity), embed_scan(net, image)]) for net in self.members]
+        if self.kept is not None:
+            for recipe, entry in zip(self.recipes, entries, strict=True):
+                write_embedding(self.kept, entry_name(recipe, content), entry)
+        return entries
+
+    def _outputs(self, place: int, seen: Sequence[_Seen], covariates: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs ``(R, K)`` of a member for all scans, without each, and without the newest day; weights ``(N,)``."""
+        network = self.members[place]
+        device = network.head.weight.device
+        days = torch.tensor([scan.day for scan in seen])
+        mask = torch.cat([torch.ones(1, len(seen), dtype=torch.bool), ~torch.eye(len(seen), dtype=torch.bool)])
+        mask = torch.cat([mask, days[None] < days.max()])
+        real = mask.any(1)  # a patient without scans has no prediction
+        rows = torch.where(real[:, None], mask, mask[:1]).to(device)
+        embeddings = torch.stack([scan.embeddings[place] for scan in seen]).to(device)
+        with torch.inference_mode():
+            views = torch.tensor([[scan.view for scan in seen]], device=device)
+            embeddings = network.add_view(embeddings[None], views) * rows[:, :, None]
+            pooled, weights = network.pool(embeddings, rows, days.to(device).expand(len(rows), -1))
+            count = covariates.shape[1]
+            known = covariates.to(device).expand(len(rows), -1) if count else None
+            outputs = network.predict_from_pooled(pooled, known)
+        return outputs.cpu(), weights[0].double().cpu()
+
+    def _numbers(self, outputs: Sequence[Tensor], values: Array) -> tuple[Number, ...]:
+        """Name the numbers, with their intervals; ``values`` are ``(members, T)``."""
+        if self.trained.survival:
+            return (Number("log_risk", "1", float(values.mean(0)[0])),)
+        spreads = np.ones_like(values)
+        spread = None
+        if hasattr(self.trained.loss, "value_and_spread"):
+            found = [self.trained.loss.value_and_spread(output)[1] for output in outputs]  # type: ignore[operator]
+            spreads = torch.stack(found)[:, 0].double().numpy()
+            spread = float(spreads.mean())
+        numbers = []
+        for place, name in enumerate(self.trained.settings["target"]):
+            ends = self._ends(place, name, values[:, place], spreads[:, place])
+            low, high, confidence = ends or (None, None, None)
+            value = float(values[:, place].mean())
+            numbers.append(Number(name, self.trained.settings["unit"], value, low, high, confidence, spread))
+        return tuple(numbers)
+
+    def _ends(self, place: int, name: str, values: Array, spreads: Array) -> tuple[float, float, float] | None:
+        """Both ends of an interval and its confidence, from one model, or from all of a cross-validation (CV+)."""
+        if self.known is None:
+            interval = self._all[0].intervals[place]
+            if interval is None:
+                return None
+            low, high = interval.around(values, spread=spreads)
+            return float(low[0]), float(high[0]), interval.confidence
+        known = self.known[self.known[name].notna()]
+        if len(known) < _LEAST:
+            return None
+        folds = sorted(known["fold"].unique())
+        own = known[f"{name}_spread"].to_numpy(np.float64) if f"{name}_spread" in known else 1.0
+        residual = (known[name] - known[f"{name}_predicted"]).to_numpy(np.float64) / own
+        by_fold = [[at for at, member in enumerate(self._all) if member.fold == fold] for fold in folds]
+        each, wide = (np.array([[part[ats].mean()] for ats in by_fold]) for part in (values, spreads))
+        fold = np.array([folds.index(name) for name in known["fold"]])
+        low, high = cross_interval(each, residual, fold, spread=wide)
+        return float(low[0]), float(high[0]), 0.9
+
+    def _survival(self, risks: Array) -> SurvivalCurve:
+        """The mean of the curves of all members, for their log risks ``(members,)``."""
+        curves = [member.curves for member in self._all if member.curves is not None]
+        days = np.unique(np.concatenate([curve.days for curve in curves]))
+        horizons = np.array(self.trained.settings["horizons"], dtype=np.float64)
+
+        def chance(at: Array) -> Array:
+            each = [curve.survival(risks[[i]], at)[0] for i, curve in enumerate(curves)]
+            return np.asarray(np.mean(each, axis=0))
+
+        whole = chance(days)
+        below = np.flatnonzero(whole <= 0.5)
+        thinned = np.unique(np.linspace(0, len(days) - 1, min(_POINTS, len(days))).round().astype(int))
+        return SurvivalCurve(
+            median_days=float(days[below[0]]) if len(below) else None,
+            horizons=tuple(horizons.tolist()),
+            risks=tuple((1 - chance(horizons)).tolist()),
+            days=tuple(days[thinned].tolist()),
+            survival=tuple(whole[thinned].tolist()),
+        )
+
+    def _majority(self, found: Sequence[Mapping[str, str]], scan: int | None = None) -> list[Caution]:
+        """What at least half of the members warn of, in the words of the first that does."""
+        names = dict.fromkeys(name for one in found for name in one)
+        often = [name for name in names if 2 * sum(name in one for one in found) >= len(found)]
+        return [Caution(name, next(one[name] for one in found if name in one), scan) for name in often]
+
+
+def _reason(error: BaseException) -> str:
+    """Why a scan cannot be used, in one line."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ScanError):
+        cause = cause.__cause__ or cause.__context__
+    cause = cause or user_error(error)
+    if cause is not None:
+        return str(cause)
+    return f"it cannot be brought onto the grid of the model ({type(error).__name__})"

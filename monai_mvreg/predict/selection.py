@@ -1,0 +1,99 @@
+"""Folder -> the scans of one patient that a model can take, in order of time, and why the others are left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from monai_mvreg.cohort.sources import date_in
+from monai_mvreg.cohort.table import Patient
+from monai_mvreg.predict.trained import Trained
+from monai_mvreg.prediction import UnusedScan
+from monai_mvreg.scans import addresses
+from monai_mvreg.scans.find import Scan, find_scans
+from monai_mvreg.scans.stacks import Stack
+
+
+@dataclass(frozen=True)
+class FoundPatient:
+    """The scans of one patient as they were found: ``headers`` by address, and what is not used."""
+
+    patient: Patient
+    headers: Mapping[str, Scan]
+    left_out: tuple[UnusedScan, ...]
+
+
+def find_patient(folder: Path, trained: Trained, *, covariates: Mapping[str, float] | None = None) -> FoundPatient:
+    """Find the scans of one patient in a folder, zip, DICOMDIR or file, and choose those that a model can take.
+
+    Dates are those of DICOM, and for other files those in their name or in that of a folder. Left out with a reason:
+    what is no scan, modalities that the training never saw, images of other dimensions, and, if the model reads dates,
+    scans without one beside others that have one.
+
+    Args:
+        folder: where the scans are.
+        trained: the model.
+        covariates: numbers by the names that the model knows them by; those left out are missing.
+
+    Raises:
+        ScanError: if there is no such place.
+        ValueError: if the scans are of several patients, no scan is left, the model needs to be told the views, or does
+            not know a covariate.
+    """
+    if trained.views:
+        views = ", ".join(trained.views)
+        raise ValueError(f"expected a table with the view of each scan, one of {views}, got the folder {folder}")
+    if strange := sorted(set(covariates or {}) - set(trained.covariates)):
+        raise ValueError(f"expected covariates of {list(trained.covariates)}, got {strange}")
+    found, refused = find_scans(folder)
+    left_out = [UnusedScan(inside(item.path.as_posix(), folder), item.reason) for item in refused]
+    if (people := len({scan.patient for scan in found if scan.patient})) > 1:
+        raise ValueError(f"expected the scans of one patient in {folder}, got those of {people}: give a table")
+    dates = {scan.address: date_of(scan, folder) for scan in found}
+    dated = trained.settings["dated"] and any(dates.values())
+    modalities = sorted({name for member in trained.members for name in member.domain.modalities})
+    axes = len(trained.settings["spatial_size"])
+    taken: dict[str, Scan] = {}
+    for scan in found:
+        reason = ""
+        if scan.modality and modalities and scan.modality not in modalities:
+            reason = f"modality {scan.modality}, the model was trained on {', '.join(modalities)}"
+        elif len(scan.shape) != axes:
+            reason = f"{len(scan.shape)} dimensions, the model takes {axes}"
+        elif dated and dates[scan.address] is None:
+            reason = "no date beside scans with one: give a table with the day of each"
+        if reason:
+            left_out.append(UnusedScan(inside(scan.address, folder), reason))
+        else:
+            taken[scan.address] = scan
+    if not taken:
+        reasons = "; ".join(dict.fromkeys(item.reason for item in left_out))
+        raise ValueError(f"expected a scan that the model can take in {folder}, got none: {reasons or 'no files'}")
+    days = {address: float(dates[address] or 0) for address in taken}
+    order = sorted(taken, key=lambda address: (days[address], address))
+    patient = Patient(
+        key="1",
+        scans=tuple(order),
+        days=tuple(days[address] - days[order[0]] for address in order),
+        views=(0,) * len(order),
+        target=(),
+        covariates=tuple((covariates or {}).get(name, math.nan) for name in trained.covariates),
+    )
+    return FoundPatient(patient, taken, tuple(left_out))
+
+
+def date_of(scan: Scan, home: Path) -> int | None:
+    """The day of a scan from its header, or for a file that is not DICOM from its name or that of a folder in home."""
+    if isinstance(scan.content, Stack):
+        return scan.date.toordinal() if scan.date else None
+    place = addresses.split(scan.address)[0]
+    parts = place.relative_to(home).parts if place.is_relative_to(home) else (place.name,)
+    date = next((day for part in reversed(parts) if (day := date_in(part))), None)
+    return date.toordinal() if date else None
+
+
+def inside(address: str, home: Path) -> str:
+    """An address from the folder, zip or folder of the file that was given."""
+    return addresses.relative(address, home if home.is_dir() else home.parent)

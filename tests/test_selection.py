@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import BUNDLE, write_model, write_scan, write_visit
+
+from monai_mvreg.predict.selection import find_patient
+from monai_mvreg.predict.trained import Trained, read_trained
+from monai_mvreg.scans.files import ScanError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return read_trained(BUNDLE, write_model(tmp_path_factory.mktemp("model") / "models"), torch.device("cpu"))
+
+
+def test_dates_stand_in_the_header_the_name_or_the_folder(model: Trained, tmp_path: Path) -> None:
+    write_visit(tmp_path / "p" / "mr", date="20200110", seed=1)
+    write_scan(tmp_path / "p" / "ses-20200101" / "t1.nii.gz", seed=2)
+    write_scan(tmp_path / "p" / "t1_2020-02-01.nii.gz", seed=3)
+    found = find_patient(tmp_path / "p", model)
+    assert [Path(scan).name for scan in found.patient.scans] == ["t1.nii.gz", "mr", "t1_2020-02-01.nii.gz"]
+    assert found.patient.days == (0.0, 9.0, 31.0)
+
+
+def test_a_date_in_the_path_to_the_folder_is_none_of_the_scans(model: Trained, tmp_path: Path) -> None:
+    write_visit(tmp_path / "export-2019-01-01" / "p" / "mr", date="20200110", seed=1)
+    write_scan(tmp_path / "export-2019-01-01" / "p" / "t1.nii.gz", seed=2)
+    found = find_patient(tmp_path / "export-2019-01-01" / "p", model)
+    assert [item.address for item in found.left_out] == ["t1.nii.gz"]
+
+
+def test_a_zip_is_a_folder(model: Trained, tmp_path: Path) -> None:
+    write_visit(tmp_path / "p" / "mr", date="20200110", seed=1)
+    write_visit(tmp_path / "p" / "later", date="20200120", seed=2)
+    shutil.make_archive(str(tmp_path / "p"), "zip", tmp_path / "p")
+    assert zipfile.is_zipfile(tmp_path / "p.zip")
+    found = find_patient(tmp_path / "p.zip", model)
+    assert found.patient.days == (0.0, 10.0)
+
+
+def test_a_model_that_reads_no_dates_takes_scans_without_one(tmp_path: Path) -> None:
+    undated = read_trained(BUNDLE, write_model(tmp_path / "m" / "models", dated=False), torch.device("cpu"))
+    write_visit(tmp_path / "p" / "mr", date="20200110", seed=1)
+    write_scan(tmp_path / "p" / "t1.nii.gz", seed=2)
+    found = find_patient(tmp_path / "p", undated)
+    assert len(found.patient.scans) == 2 and not found.left_out
+
+
+def test_where_no_scan_is_left_the_reasons_are_named(model: Trained, tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    with pytest.raises(ValueError, match="got none: no files"):
+        find_patient(tmp_path / "p", model)
+    (tmp_path / "p" / "notes.txt").write_text("nothing")
+    with pytest.raises(ValueError, match="got none: no scan: another format"):
+        find_patient(tmp_path / "p", model)
+    with pytest.raises(ScanError):
+        find_patient(tmp_path / "q", model)

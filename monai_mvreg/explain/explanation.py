@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +25,9 @@ from monai_mvreg.explain.saliency import (
     occlusion,
     randomisation_check,
 )
-from monai_mvreg.prediction import PURPOSE
-
-if TYPE_CHECKING:
-    from monai_mvreg.predict.predictor import Predictor
+from monai_mvreg.predict.predictor import Predictor
+from monai_mvreg.predict.selection import inside
+from monai_mvreg.prediction import PURPOSE, Prediction
 
 FORMAT = "monai-mvreg explanation 1"
 METHODS: Mapping[str, SaliencyMap] = {"gradcam": gradcam, "occlusion": occlusion}
@@ -70,6 +68,24 @@ class Explanation:
     value: float
     maps: tuple[ScanMap, ...]
     checks: Mapping[str, RandomisationCheck]
+
+
+def used_part(patient: Patient, prediction: Prediction, *, home: Path) -> Patient:
+    """The patient with those scans alone that a prediction was made from.
+
+    Args:
+        patient: as it was predicted.
+        prediction: its prediction.
+        home: the folder that addresses in the prediction are relative to.
+    """
+    used = {scan.address for scan in prediction.scans}
+    rows = [row for row, address in enumerate(patient.scans) if inside(address, home) in used]
+    return replace(
+        patient,
+        scans=tuple(patient.scans[row] for row in rows),
+        days=tuple(patient.days[row] for row in rows),
+        views=tuple(patient.views[row] for row in rows),
+    )
 
 
 def numbers_by_scan(

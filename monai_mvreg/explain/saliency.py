@@ -325,7 +325,7 @@ def _rank_correlation(first: Tensor, second: Tensor) -> float:
         ranks.append((last - (count - 1) / 2)[place])  # the mean rank of equal values
     centred = [rank - rank.mean() for rank in ranks]
     length = centred[0].norm() * centred[1].norm()
-    return float((centred[0] * centred[1]).sum() / length) if length > 0 else 0.0
+    return float(((centred[0] * centred[1]).sum() / length).clamp(-1, 1)) if length > 0 else 0.0
 
 
 def _plain(image: Tensor, module: nn.Module) -> Tensor:

@@ -1,7 +1,7 @@
 """Explanations where the truth is known, into docs/benchmarks.md: ``python tests/benchmarks/explain.py --docs``.
 
-Trains the networks of TRAININGS into --runs, unless they are there already, and asks of the validation patients: does the
-scan that decides have the largest contribution, and does saliency lie on what was planted?
+Trains the networks of TRAININGS into --runs, unless they are there already, and asks of the validation patients: does
+the scan that decides have the largest contribution, and does saliency lie on what was planted?
 """
 
 from __future__ import annotations
@@ -219,8 +219,8 @@ def pointing(
             else:  # a map of nothing points nowhere
                 energy[method].append(0.0)
                 hits[method].append(False)
-            if len(alike[method]) < 8:
-                check = randomisation_check(numbers, images[place], method=make, draws=2)
+            if len(alike[method]) < 5:
+                check = randomisation_check(numbers, images[place], method=make, draws=1)
                 alike[method].append((check.head, check.whole))
     return [
         f"| `{training.pack}` {training.target}, {training.pool} | {method} | {len(share)} | "
@@ -230,10 +230,14 @@ def pointing(
     ]
 
 
-DECIDING = """| target | pool | patients | largest scan has the largest contribution | the same where it leads by more than the median | chance | error of its contribution |
-|---|---|---|---|---|---|---|"""
-POINTING = """| network | map | patients | energy on it, times its share of the scan | peak on it | its share | alike, random head | alike, random network |
-|---|---|---|---|---|---|---|---|"""
+DECIDING = (
+    "| target | pool | patients | largest scan has the largest contribution | where it leads by more than the median | "
+    "chance | error of its contribution |\n|---|---|---|---|---|---|---|"
+)
+POINTING = (
+    "| network | map | patients | energy on it, times its share of the scan | peak on it | its share | "
+    "alike, random head | alike, random network |\n|---|---|---|---|---|---|---|---|"
+)
 
 
 def main() -> None:

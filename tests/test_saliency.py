@@ -187,6 +187,20 @@ def test_a_frozen_encoder_has_the_map_of_one_that_learns() -> None:
         assert not parameter.requires_grad
 
 
+def test_an_earlier_layer_can_be_named_whatever_writes_over_it() -> None:
+    layers = [nn.Conv2d(1, SIZE, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    images = scans(1, 8, 8)
+    net = MultiScanNet(nn.Sequential(*layers), MeanPool(SIZE))
+    found = gradcam(fixed(net, images), images[0], layer="0")
+    layers[1] = nn.ReLU()
+    other = MultiScanNet(nn.Sequential(*layers), MeanPool(SIZE))
+    other.head = net.head
+    torch.testing.assert_close(found, gradcam(fixed(other, images), images[0], layer="0"))
+    assert not torch.allclose(found, gradcam(fixed(net, images), images[0]))
+    with pytest.raises(AttributeError, match="layer4"):
+        gradcam(fixed(net, images), images[0], layer="layer4")
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_compiled_encoder_has_the_map_of_its_own(wrapped: bool) -> None:
     encoder = Filters()

@@ -117,14 +117,27 @@ class Prediction:
     model: ModelIdentity
 
 
-def to_json(predictions: Sequence[Prediction]) -> str:
+@dataclass(frozen=True)
+class NoPrediction:
+    """A patient of whom nothing can be predicted, and why."""
+
+    patient: str
+    reason: str
+
+
+def to_json(predictions: Sequence[Prediction], *, unpredicted: Sequence[NoPrediction] = ()) -> str:
     """Write predictions as JSON, by the schema beside this file."""
-    whole = {"format": FORMAT, "purpose": PURPOSE, "predictions": [asdict(prediction) for prediction in predictions]}
+    whole: dict[str, Any] = {
+        "format": FORMAT,
+        "purpose": PURPOSE,
+        "predictions": [asdict(prediction) for prediction in predictions],
+    }
+    whole["unpredicted"] = [asdict(patient) for patient in unpredicted]
     return json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False)
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """Read what :func:`to_json` wrote.
+    """Read the predictions that :func:`to_json` wrote.
 
     Raises:
         FileNotFoundError: if there is no such file.

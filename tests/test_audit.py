@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import zoom
 
-from monai_mvreg.cli import main
+from monai_mvreg.cli.main import main
 from monai_mvreg.cohort.audit import Audited, Finding, _alike, audit
 
 COLUMNS = Audited(target="target", covariates=("age", "stage"), index_day="index", event_day="death")

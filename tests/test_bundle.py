@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,8 +26,12 @@ from monai.networks.utils import convert_to_onnx
 from monai.transforms import EnsureTyped, RandomizableTrait
 from torch import Tensor
 
+from monai_mvreg.cli.main import main
+from monai_mvreg.cohort.table import Columns, read_cohort
 from monai_mvreg.networks import pools
 from monai_mvreg.networks.multiscan import MultiScanNet
+from monai_mvreg.predict.predictor import Predictor
+from monai_mvreg.prediction import Prediction, read_predictions
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 CONFIGS = BUNDLE / "configs"
@@ -254,6 +259,14 @@ def test_evaluation_of_the_validation_fold_gives_the_numbers_of_the_training(
     assert (tmp_path / "eval/report.html").exists() and KEY not in done.stdout + done.stderr
 
 
+def predicted(study: Study, models: Path, table: str) -> dict[str, Prediction]:
+    """What Python says of the patients of a table."""
+    predictor = Predictor.from_bundle(BUNDLE, models=models)
+    cohort = read_cohort(table, Columns(day="day"), images=str(study.data))
+    found = list(predictor.predict_cohort(cohort, home=study.data))
+    return {one.patient: one for one in found if isinstance(one, Prediction)}
+
+
 def test_inference_without_targets_gives_the_same_predictions(study: Study, trained: Trained, tmp_path: Path) -> None:
     rows = [row for row in read_table(study.data / "cohort.csv") if row["fold"] == "0"]
     table = write_table(tmp_path / "new.csv", [{k: row[k] for k in ("patient", "path", "day")} for row in rows[::-1]])
@@ -269,6 +282,20 @@ def test_inference_without_targets_gives_the_same_predictions(study: Study, trai
     np.testing.assert_allclose(found["target_predicted"], expected["target_predicted"], rtol=1e-5)
     assert found["target"].isna().all() and KEY not in done.stdout + done.stderr
     assert set(found["unit"]) == {"mL"}
+    # The same number by every door, also from the folder of one patient.
+    known = found.set_index("patient")["target_predicted"]
+    by_python = predicted(study, trained.models, table)
+    assert {key: one.numbers[0].value for key, one in by_python.items()} == pytest.approx(known.to_dict(), rel=1e-6)
+    arguments = ["predict", table, "--dataset_dir", str(study.data), "--bundle", str(BUNDLE)]
+    assert main([*arguments, "--models", str(trained.models), "--out", str(tmp_path / "cli")]) == 0
+    by_command = read_predictions(tmp_path / "cli" / "predictions.json")
+    assert {one.patient: one.numbers[0].value for one in by_command} == pytest.approx(known.to_dict(), rel=1e-6)
+    ends = found.set_index("patient")[["target_low", "target_high"]]
+    assert {one.patient: one.numbers[0].low for one in by_command} == pytest.approx(
+        ends["target_low"].to_dict(), rel=1e-6
+    )
+    weights = dict(zip(found["patient"], found["weights"], strict=True))
+    assert {one.patient: ";".join(f"{scan.weight:.4f}" for scan in one.scans) for one in by_command} == weights
 
 
 def test_two_processes_write_one_set_of_files_with_every_patient_once(study: Study, tmp_path: Path) -> None:
@@ -331,8 +358,15 @@ def test_survival_is_trained_evaluated_and_predicted_by_one_more_file(study: Stu
     place = folders(study, tmp_path / "new", tmp_path / "models")
     done = run(["-m"], [*study.config("inference"), *more], *place, where=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    predicted = {row["patient"]: row for row in read_table(tmp_path / "new/predictions.csv")}
-    assert len(predicted) == 30
+    rows = {row["patient"]: row for row in read_table(tmp_path / "new/predictions.csv")}
+    assert len(rows) == 30
+    for key, one in predicted(study, tmp_path / "models", str(study.data / "cohort.csv")).items():
+        assert one.survival is not None
+        assert one.numbers[0].value == pytest.approx(float(rows[key]["log_risk"]), rel=1e-5, abs=1e-6)
+        assert one.survival.risks == pytest.approx([float(rows[key][f"risk_{day}"]) for day in (60, 150)], rel=1e-5)
+        assert (one.survival.median_days or math.nan) == pytest.approx(
+            float(rows[key]["median_days"] or "nan"), nan_ok=True
+        )
     for row in trained:
         other = predicted[row["patient"]]
         assert other["time_to_event"] == other["event"] == ""
@@ -529,6 +563,10 @@ def test_a_spread_is_learned_by_one_more_file_and_scales_the_interval(
     names = ["target", "target_predicted", "target_spread", "target_low", "target_high"]
     assert list(tables["train"].columns[1:6]) == names
     new = tables["inference"].loc[tables["evaluate"].index]
+    for key, one in predicted(study, tmp_path / "models", str(study.data / "cohort.csv")).items():
+        [number] = one.numbers
+        row = tables["inference"].loc[key, ["target_predicted", "target_spread", "target_low", "target_high"]]
+        assert [number.value, number.spread, number.low, number.high] == pytest.approx(row.tolist(), rel=1e-5)
     for kind in ("train", "evaluate"):
         np.testing.assert_allclose(new[names[1:]], tables[kind][names[1:]], rtol=1e-5, atol=1e-4)
     interval = json.loads((tmp_path / "models/intervals.json").read_text())["target"]

@@ -232,7 +232,12 @@ def test_a_comparison_that_was_killed_ends_with_the_same_table(tmp_path: Path) -
     (folder / "space.yaml").write_text("learning_rate: {low: 0.001, high: 0.01}\n")
 
     def command(out: Path) -> list[str]:
-        program = [sys.executable, "-c", "import sys; from monai_mvreg.cli import main; sys.exit(main())", "compare"]
+        program = [
+            sys.executable,
+            "-c",
+            "import sys; from monai_mvreg.cli.main import main; sys.exit(main())",
+            "compare",
+        ]
         files = [str(folder / "space.yaml"), str(folder / "tiny.yaml"), "--dataset_dir", str(folder)]
         return [*program, *files, "--out", str(out), "--bundle", str(BUNDLE), "--trials", "1"]
 

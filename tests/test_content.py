@@ -11,10 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from make_dicom import write_series
+from make_dicom import write_series, write_slice
 
-from monai_mvreg.scans.content import content_hashes
+from monai_mvreg.scans.content import content_hashes, scan_content
 from monai_mvreg.scans.files import ScanError
+from monai_mvreg.scans.find import find_scans
 
 
 def of(address: Path | str) -> str:
@@ -100,3 +101,15 @@ def test_company_that_cannot_be_read_does_not_stop_it(tmp_path: Path) -> None:
 def test_an_address_without_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ScanError, match="expected a folder or file with scans"):
         of(tmp_path / "nowhere.nii")
+
+
+def test_a_scan_that_was_found_stays_the_same_when_others_come_to_lie_beside_it(tmp_path: Path) -> None:
+    write_series(tmp_path / "flat")
+    [before] = find_scans(tmp_path / "flat")[0]
+    for number, z in enumerate((0, 2, 4)):
+        write_slice(tmp_path / "flat" / f"other{number}", z, SeriesInstanceUID="1.2.4")
+    after = {scan.key: scan for scan in find_scans(tmp_path / "flat")[0]}
+    assert scan_content(after["1.2.3"]) == scan_content(before) != scan_content(after["1.2.4"])
+    write_slice(tmp_path / "flat" / "im3", 6)
+    [longer] = [scan for scan in find_scans(tmp_path / "flat")[0] if scan.key == "1.2.3"]
+    assert scan_content(longer) != scan_content(before)

@@ -150,7 +150,7 @@ def test_shuffled_labels_fall_to_the_mean(tmp_path: Path) -> None:
 def test_a_run_that_was_killed_ends_with_the_same_table(tmp_path: Path) -> None:
     folder = study(tmp_path / "data")
     whole = crossvalidate(plan_of(folder), tmp_path / "whole")
-    command = [sys.executable, "-c", "import sys; from monai_mvreg.cli import main; sys.exit(main())", "crossval"]
+    command = [sys.executable, "-c", "import sys; from monai_mvreg.cli.main import main; sys.exit(main())", "crossval"]
     command += [str(folder / "tiny.yaml"), "--dataset_dir", str(folder), "--out", str(tmp_path / "out")]
     command += ["--bundle", str(BUNDLE)]
     for moment in ("fold-0_seed-0/train.log", "fold-0_seed-0/train.done", "fold-1_seed-0/train.log"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,16 @@ import torch
 from monai.transforms import Compose, LoadImaged, Orientationd
 
 import monai_mvreg
-from monai_mvreg.cli import main
+from monai_mvreg.cli.main import main
 from monai_mvreg.cohort.sources import rows_from_scans
 from monai_mvreg.cohort.table import Columns, read_cohort
 from monai_mvreg.demo import SHAPE, VOXEL, draw_patient, find_bundle, write_demo_cohort, write_dicom, write_nifti
+from monai_mvreg.predict.predictor import Predictor
+from monai_mvreg.predict.selection import FoundPatient
 from monai_mvreg.scans.find import find_scans
 from monai_mvreg.scans.reader import ScanReader
 
+BUNDLE = Path(__file__).parents[1] / "bundle"
 LOAD = LoadImaged("image", reader=ScanReader(), ensure_channel_first=True)
 READ = Compose([LOAD, Orientationd("image", "RAS", labels=None)])
 COLUMNS = Columns(day="day", target=("growth",), unit="unit", fold="fold")
@@ -112,6 +116,24 @@ def test_the_written_folders_are_found_as_any_other(folder: Path) -> None:
         assert rows["day"].tolist() == own["day"].tolist()
 
 
+def prediction_properties(out: Path) -> None:
+    """Of a demo's model: a follow-up equals a full run, any visits have a number, and no order of rows matters."""
+    predictor = Predictor.from_bundle(BUNDLE, models=out / "models")
+    cohort = read_cohort(str(out / "cohort" / "cohort.csv"), Columns(day="day"), images=str(out / "cohort"))
+    patient = max(cohort.patients, key=lambda patient: len(patient.scans))
+    following = Predictor.from_bundle(BUNDLE, models=out / "models", kept=out.parent / "kept")
+    encoded: list[int] = []
+    following.members[0].encoder.register_forward_hook(lambda *_: encoded.append(1))
+    for visits in range(1, len(patient.scans) + 1):
+        scans, days = patient.scans[:visits], patient.days[:visits]
+        part = replace(patient, scans=scans, days=days, views=(0,) * visits)
+        whole = predictor.predict(FoundPatient(part, {}, ()), home=out)
+        assert following.predict(FoundPatient(part, {}, ()), home=out) == whole
+        assert len(encoded) == visits
+        turned = replace(part, scans=scans[::-1], days=days[::-1])
+        assert predictor.predict(FoundPatient(turned, {}, ()), home=out) == whole
+
+
 def test_demo_ends_with_a_report_and_says_what_was_reached(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "it's out"
     assert main(["demo", "--out", str(out), "--patients", "16", "--epochs", "1"]) == 0
@@ -129,6 +151,7 @@ def test_demo_ends_with_a_report_and_says_what_was_reached(tmp_path: Path, capfd
     assert "DEMO-" not in page
     assert json.loads((out / "metrics.json").read_text())["growth"]["patients"] == len(predictions)
     assert (out / "models/model.pt").is_file() and (out / "newest_scan/predictions.csv").is_file()
+    prediction_properties(out)
     # A second demo does not touch the first.
     assert main(["demo", "--out", str(out)]) == 2
     error = capfd.readouterr().err

@@ -16,12 +16,12 @@ from make_dicom import write_slice
 from tiny_model import BUNDLE, POOL, write_model, write_scan, write_visit
 
 from monai_mvreg.calibration import Baseline
-from monai_mvreg.cohort.table import Columns, read_cohort
+from monai_mvreg.cohort.table import Cohort, Columns, read_cohort
 from monai_mvreg.crossval import average
 from monai_mvreg.data import collate_scans
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.predict.selection import find_patient
-from monai_mvreg.prediction import Prediction
+from monai_mvreg.prediction import NoPrediction, Prediction
 from monai_mvreg.report.intervals import extend_intervals
 
 POOLS = ["MeanPool", "SumPool", "MaxPool", "LastPool", "GatedAttentionPool", "LSTMPool", "TransformerPool", "TrendPool"]
@@ -44,6 +44,10 @@ def predictor(tmp_path: Path) -> Predictor:
 
 def value(prediction: Prediction) -> float:
     return prediction.numbers[0].value
+
+
+def of_table(predictor: Predictor, cohort: Cohort, home: Path) -> list[Prediction]:
+    return [found for found in predictor.predict_cohort(cohort, home=home) if isinstance(found, Prediction)]
 
 
 def close(value: float) -> Any:
@@ -101,7 +105,7 @@ def test_any_subset_in_any_order_of_rows_gives_a_number_of_its_own(predictor: Pr
         for order in itertools.permutations(range(3), count):
             pd.DataFrame([rows[at] for at in order]).to_csv(tmp_path / "cohort.csv", index=False)
             cohort = read_cohort(str(tmp_path / "cohort.csv"), Columns(day="day"), images=str(tmp_path))
-            [prediction] = predictor.predict_cohort(cohort, home=tmp_path)
+            [prediction] = of_table(predictor, cohort, tmp_path)
             assert value(prediction) == close(found.setdefault(frozenset(order), value(prediction)))
     assert len({round(number, 5) for number in found.values()}) == 7
 
@@ -180,7 +184,7 @@ def test_a_scan_of_a_table_that_cannot_be_read_is_told_and_the_others_are_used(
     (tmp_path / "3.nii").write_bytes(b"no scan" * 100)
     pd.DataFrame([*rows, {"patient": "p", "path": "3.nii", "day": 3}]).to_csv(tmp_path / "cohort.csv", index=False)
     cohort = read_cohort(str(tmp_path / "cohort.csv"), Columns(day="day"), images=str(tmp_path))
-    [found] = predictor.predict_cohort(cohort, home=tmp_path)
+    [found] = of_table(predictor, cohort, tmp_path)
     assert [item.address for item in found.left_out] == ["3.nii"]
     assert [w.message for w in found.warnings if w.check == "left_out"] == ["1 of 3 scans could not be used"]
     assert [scan.address for scan in found.scans] == ["1.nii", "2.nii"]
@@ -190,8 +194,9 @@ def test_a_patient_without_a_readable_scan_has_no_number(predictor: Predictor, t
     (tmp_path / "3.nii").write_bytes(b"no scan" * 100)
     pd.DataFrame([{"patient": "p", "path": "3.nii", "day": 3}]).to_csv(tmp_path / "cohort.csv", index=False)
     cohort = read_cohort(str(tmp_path / "cohort.csv"), Columns(day="day"), images=str(tmp_path))
-    with pytest.raises(ValueError, match="expected a scan that can be read, got none: "):
-        list(predictor.predict_cohort(cohort, home=tmp_path))
+    [found] = predictor.predict_cohort(cohort, home=tmp_path)
+    assert isinstance(found, NoPrediction) and found.patient == "p"
+    assert found.reason.startswith("expected a scan that can be read, got none: ")
 
 
 def test_scans_unlike_those_of_the_training_are_told(predictor: Predictor, tmp_path: Path) -> None:
@@ -199,7 +204,7 @@ def test_scans_unlike_those_of_the_training_are_told(predictor: Predictor, tmp_p
     rows.append({"patient": "p", "path": write_scan(tmp_path / "2.nii", seed=2, level=5000.0).name, "day": 300})
     pd.DataFrame(rows).to_csv(tmp_path / "cohort.csv", index=False)
     cohort = read_cohort(str(tmp_path / "cohort.csv"), Columns(day="day"), images=str(tmp_path))
-    [found] = predictor.predict_cohort(cohort, home=tmp_path)
+    [found] = of_table(predictor, cohort, tmp_path)
     assert {(warning.check, warning.scan) for warning in found.warnings if warning.scan is not None} == {
         ("intensity", 1),
         ("embedding", 1),
@@ -228,7 +233,7 @@ def test_a_model_that_tells_views_apart_wants_a_table(folder: Path, tmp_path: Pa
             tmp_path / "c.csv", index=False
         )
         cohort = read_cohort(str(tmp_path / "c.csv"), columns, images=str(tmp_path))
-        [found] = predictor.predict_cohort(cohort, home=tmp_path)
+        [found] = of_table(predictor, cohort, tmp_path)
         assert found.scans[0].view == view
         numbers.append(value(found))
     assert numbers[0] != close(numbers[1])

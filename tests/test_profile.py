@@ -19,7 +19,7 @@ from monai.transforms import MapTransform, Randomizable, RandomizableTrait
 from test_crossval import BUNDLE, plan_of, study
 from torch import Tensor, nn
 
-from monai_mvreg.cli import main
+from monai_mvreg.cli.main import main
 from monai_mvreg.data import collate_scans
 from monai_mvreg.profile import Stopwatch, _time_transform, profile_training
 from monai_mvreg.report.timing import Profile, advise

@@ -1,5 +1,6 @@
 """A bundle's run: a mistyped setting is refused, and an error a user can mend is one line."""
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -194,3 +195,30 @@ def test_a_log_shows_the_traceback_of_foreign_errors_alone(expression: str, kept
     error = failing(expression)
     record = logging.LogRecord("x", logging.ERROR, "x", 1, "x", (), (type(error), error, error.__traceback__))
     assert workflow._no_traceback(record) is kept
+
+
+# ---- What a prediction needs later -----------------------------------------------------------------------------------
+
+
+def test_settings_are_saved_with_all_that_they_refer_to_and_nothing_else(bundle: Path) -> None:
+    parts: dict[str, Any] = {name: [] for name in ("target", "channels", "spatial_size", "encoder", "pool", "outputs")}
+    config = {
+        **CONFIG,
+        **parts,
+        "columns": {"day": "day"},
+        "reader": {"dtype": "$pathlib.Path"},
+        "grid": [{"size": "@size"}],
+        "size": "$@margin * 2",
+        "margin": 3,
+        "unused": 4,
+        "intensity": [],
+        "loss": {"delta": "%margin"},
+        "imports": [*CONFIG["imports"], "$import pathlib", "$import shutil"],
+        "run": ["$workflow.save_settings(@bundle_root + '/settings.json', unit='mL')"],
+        "bundle_root": str(bundle),
+    }
+    (bundle / "configs/train.yaml").write_text(yaml.safe_dump(config))
+    start(bundle)
+    saved = json.loads((bundle / "settings.json").read_text())
+    assert saved["own"] == {"size": "$@margin * 2", "margin": 3, "imports": ["$import pathlib"]}
+    assert (saved["unit"], saved["dated"], saved["horizons"], saved["loss"]) == ("mL", True, None, {"delta": 3})

@@ -21,11 +21,10 @@ from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.cohort.sources import rows_from_scans
-from monai_mvreg.scans import tags
 from monai_mvreg.scans.addresses import relative, short
+from monai_mvreg.scans.burned_in import may_name_patient
 from monai_mvreg.scans.files import ScanError
 from monai_mvreg.scans.find import LeftOut, Scan, find_scans
-from monai_mvreg.scans.headers import text
 from monai_mvreg.scans.pixels import read_values
 from monai_mvreg.scans.read import read_scan
 from monai_mvreg.scans.stacks import Stack
@@ -33,8 +32,6 @@ from monai_mvreg.scans.stacks import Stack
 Array = npt.NDArray[Any]
 
 _EDGE = 160  # pixels of the longer side of a picture
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_BURNED_IN = {"US", "SC", "OT", "XC", "ES"}  # kinds of images with a name in their pixels, unless they say otherwise
 
 
 @dataclass(frozen=True)
@@ -165,13 +162,8 @@ def contact_sheet(page: Path, found: Inventory, *, identify: bool = False) -> No
 
 def _picture(scan: Scan, identify: bool) -> tuple[str, str]:
     """A picture as a data URI, or else the reason why there is none."""
-    content = scan.content
-    if isinstance(content, Stack) and not identify:
-        files = [s.file for place in content.slices for s in place]
-        said = {text(file.values, tags.BURNED_IN_ANNOTATION) for file in files}
-        risky = scan.modality in _BURNED_IN or files[0].kind.startswith(_SECONDARY_CAPTURE)
-        if "YES" in said or (said != {"NO"} and risky):
-            return "", "not shown: text may be burned in"
+    if not identify and may_name_patient(scan):
+        return "", "not shown: text may be burned in"
     try:
         picture = _middle(scan)
     except ScanError as error:

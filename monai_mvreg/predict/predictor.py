@@ -26,7 +26,16 @@ from monai_mvreg.fingerprint import fingerprint
 from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.predict.selection import FoundPatient, date_of, find_patient, inside
 from monai_mvreg.predict.trained import Member, Trained, embed_scan, header_of, look, read_trained
-from monai_mvreg.prediction import Caution, ModelIdentity, Number, Prediction, SurvivalCurve, UnusedScan, UsedScan
+from monai_mvreg.prediction import (
+    Caution,
+    ModelIdentity,
+    NoPrediction,
+    Number,
+    Prediction,
+    SurvivalCurve,
+    UnusedScan,
+    UsedScan,
+)
 from monai_mvreg.scans.content import codec_releases, content_hashes, scan_content
 from monai_mvreg.scans.files import ScanError
 from monai_mvreg.scans.find import Scan
@@ -129,12 +138,15 @@ class Predictor:
         """
         return self.predict(find_patient(folder, self.trained, covariates=covariates), home=folder)
 
-    def predict_cohort(self, cohort: Cohort, *, home: Path) -> Iterator[Prediction]:
-        """Predict the patients of a table, one after the other.
+    def predict_cohort(self, cohort: Cohort, *, home: Path) -> Iterator[Prediction | NoPrediction]:
+        """Predict the patients of a table, one after the other; one without a readable scan does not stop the others.
 
         Args:
             cohort: as :func:`~monai_mvreg.cohort.table.read_cohort` reads it, with the model's covariates and views.
             home: the folder that addresses in the result are relative to.
+
+        Raises:
+            ValueError: if the cohort has other covariates or views than the model.
         """
         if cohort.covariates != self.trained.covariates or cohort.views != self.trained.views:
             raise ValueError(
@@ -142,7 +154,10 @@ class Predictor:
                 f"{list(cohort.covariates)} and {list(cohort.views)}"
             )
         for patient in tqdm(cohort.patients, "patients", unit="patient", disable=None):
-            yield self.predict(FoundPatient(patient, {}, ()), home=home)
+            try:
+                yield self.predict(FoundPatient(patient, {}, ()), home=home)
+            except ValueError as error:
+                yield NoPrediction(patient.key, str(error))
 
     def predict(self, found: FoundPatient, *, home: Path) -> Prediction:
         """Predict one patient; a scan that cannot be read is left out, and said to be.
@@ -207,7 +222,7 @@ class Predictor:
         patient, left_out = found.patient, list(found.left_out)
         seen: list[_Seen] = []
         unreadable = 0
-        rows = list(zip(patient.scans, patient.days, patient.views, strict=True))
+        rows = sorted(zip(patient.scans, patient.days, patient.views, strict=True), key=lambda row: row[1])
         for address, day, view in tqdm(rows, "scans", unit="scan", disable=None, leave=False):
             try:
                 header = found.headers.get(address) or header_of(address, self.trained.reader)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import datetime
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pydicom
 import pytest
 from make_dicom import new_image, save, write_slice
+from mistakes import mistake
 from pydicom.fileset import FileSet
 from pydicom.uid import BasicTextSRStorage, generate_uid
 
-from monai_mvreg.cli import main
+from monai_mvreg.cli.main import main
 from monai_mvreg.cohort.sources import pseudonym
 from monai_mvreg.cohort.split import fold_of
 from monai_mvreg.cohort.table import Columns, read_cohort
@@ -30,41 +28,6 @@ def table(tmp_path: Path) -> Path:
     path = tmp_path / "cohort.csv"
     pd.DataFrame(rows, columns=["patient", "path", "day", "size", "unit"]).to_csv(path, index=False)
     return path
-
-
-def test_help_needs_no_torch_and_no_second() -> None:
-    code = (
-        "import sys; from monai_mvreg.cli import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: print(sorted({'torch', 'monai', 'pandas', 'numpy'} & set(sys.modules)))"
-    )
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - started < 2
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert all(verb in done.stdout for verb in ("demo", "scan", "bids", "split"))
-
-
-def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["--version"])
-    assert end.value.code == 0
-    assert capsys.readouterr().out.startswith("mvreg 0.")
-
-
-def test_an_unknown_verb_ends_with_2() -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["train"])
-    assert end.value.code == 2
-
-
-def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line that a mistake gives, on stderr, with exit code 2."""
-    assert main([str(argument) for argument in arguments]) == 2
-    shown = capsys.readouterr()
-    assert not shown.out
-    assert shown.err.startswith("error: ") and shown.err.count("\n") == 1
-    return shown.err
 
 
 def test_split_puts_each_patient_in_the_fold_of_its_key(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,18 +249,3 @@ def test_bids_lists_a_data_set_and_refuses_what_is_none(
     assert "expected a new file" in mistake(capsys, "bids", tmp_path / "study", "--out", table)
     assert "participants.tsv" in mistake(capsys, "bids", tmp_path, "--out", tmp_path / "new.csv")
     assert "expected a folder" in mistake(capsys, "bids", tmp_path / "none", "--out", tmp_path / "new.csv")
-
-
-def test_a_cross_validation_of_nothing_is_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bundle = Path(__file__).parents[1] / "bundle"
-    arguments: list[object] = ["crossval", "--dataset_dir", tmp_path, "--out", tmp_path / "cv"]
-    assert "found no configs/train.yaml: give --bundle" in mistake(capsys, *arguments, "--bundle", tmp_path)
-    assert "cohort.csv" in mistake(capsys, *arguments, "--bundle", bundle)
-    assert "expected --set NAME=VALUE, got 'epochs'" in mistake(
-        capsys, *arguments, "--bundle", bundle, "--set", "epochs"
-    )
-    (tmp_path / "g.yaml").write_text("- a\n")
-    compare = ["compare", tmp_path / "g.yaml", *arguments[1:], "--bundle", bundle]
-    assert "expected settings, each with names" in mistake(capsys, *compare)

@@ -1,4 +1,4 @@
-"""The verbs of ``mvreg``: write a demo, find scans, split and audit a cohort, cross-validate, profile."""
+"""The verbs of ``mvreg`` for a cohort: find scans, list a BIDS data set, search for leaks, split."""
 
 from __future__ import annotations
 
@@ -6,67 +6,16 @@ import argparse
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from monai_mvreg.crossval import Plan
+from typing import Any
 
 # Everything else is imported inside the verbs: --help must not wait for torch.
 
-_ADD_TARGET = "add a column with the number to predict (the same in all rows of a patient) and one with its unit"
+ADD_TARGET = "add a column with the number to predict (the same in all rows of a patient) and one with its unit"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb.
-
-    Args:
-        arguments: what stands behind ``mvreg``; None reads the command line.
-
-    Returns:
-        The exit code: 0, 2 for what the user can mend, 130 after Ctrl-C.
-    """
-    options = _parser().parse_args(arguments)
-    try:
-        options.verb(options)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError) as error:  # a config wraps what its parts raise
-        from monai_mvreg.workflow import user_error
-
-        # A file that is missing, in the way or not allowed is named by the error, wherever it was raised.
-        cause = error if isinstance(error, OSError) else user_error(error)
-        if cause is None:
-            raise
-        named = isinstance(cause, OSError) and cause.filename is not None
-        print(f"error: {cause.filename}: {cause.strerror}" if named else f"error: {cause}", file=sys.stderr)  # type: ignore[attr-defined]
-        return 2
-    return 0
-
-
-def _add_plan(verb: argparse.ArgumentParser) -> None:
-    """What every verb takes that runs the bundle's training."""
-    verb.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="files of settings, as in training")
-    verb.add_argument("--dataset_dir", type=Path, required=True, metavar="FOLDER", help="the scans and the table")
-    verb.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for all results")
-    verb.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="default: bundle")
-    verb.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the bundle")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mvreg", description="Predict one number per patient from all their scans.")
-    parser.add_argument("--version", action="version", version=f"mvreg {version('monai-mvreg')}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-
-    demo = verbs.add_parser("demo", help="train on a synthetic cohort and write a report, in some minutes")
-    demo.add_argument("--out", type=Path, default=Path("mvreg-demo"), metavar="FOLDER", help="default: mvreg-demo")
-    demo.add_argument("--patients", type=int, default=120, help="size of the cohort (default 120)")
-    demo.add_argument("--epochs", type=int, help="of each of the two trainings (default: those of demo.yaml)")
-    demo.set_defaults(verb=_demo)
-
+def add_cohort_verbs(verbs: Any) -> None:
+    """Add them to the parser of the command line."""
     scan = verbs.add_parser("scan", help="say what scans are in a folder, a zip or a DICOMDIR, and table them")
     scan.add_argument("folder", type=Path, metavar="FOLDER", help="or a zip, a DICOMDIR, a file")
     scan.add_argument("--out", type=Path, metavar="FILE", help="write the table of scans, the input of training")
@@ -98,26 +47,6 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--event-day", default=None, metavar="COLUMN", help="the day of the event, empty if none")
     audit.set_defaults(verb=_audit)
 
-    crossval = verbs.add_parser("crossval", help="train and predict fold by fold; goes on where it was stopped")
-    _add_plan(crossval)
-    crossval.add_argument("--folds", type=int, default=5, help="where the table has no folds (default 5)")
-    crossval.add_argument("--seeds", type=int, default=1, help="trainings of each fold, averaged (default 1)")
-    crossval.add_argument("--permute", type=int, metavar="SEED", help="shuffle labels: what is then found is a leak")
-    crossval.add_argument("--predict", type=Path, metavar="FILE", help="a table of new patients, for all models' mean")
-    crossval.set_defaults(verb=_crossval)
-
-    compare = verbs.add_parser("compare", help="cross-validate every combination of choices, beside simple baselines")
-    compare.add_argument("grid", type=Path, metavar="GRID", help="YAML: setting, then name and value of each choice")
-    _add_plan(compare)
-    compare.add_argument("--seeds", type=int, default=1, help="trainings of each fold, averaged (default 1)")
-    compare.add_argument("--trials", type=int, help="look for good settings with Optuna instead of trying all")
-    compare.set_defaults(verb=_compare)
-
-    profile = verbs.add_parser("profile", help="say where the time of an epoch of training goes, and what would help")
-    _add_plan(profile)
-    profile.add_argument("--epochs", type=int, default=2, help="measured ones; the last is shown (default 2)")
-    profile.set_defaults(verb=_profile)
-
     split = verbs.add_parser("split", help="add a column `fold` that keeps each patient in one fold")
     split.add_argument("table", type=Path, metavar="TABLE", help="CSV or TSV")
     split.add_argument("--patient", default="patient", metavar="COLUMN", help="default: patient")
@@ -126,27 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("--seed", type=int, help="default: the best balanced of 200")
     split.add_argument("--out", type=Path, metavar="FILE", help="default: TABLE itself")
     split.set_defaults(verb=_split)
-    return parser
-
-
-def _demo(options: argparse.Namespace) -> None:
-    import logging
-
-    from monai_mvreg.demo import UNIT, run_demo
-
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("monai_mvreg").setLevel(logging.INFO)
-    result = run_demo(options.out, patients=options.patients, epochs=options.epochs)
-    print(f"\nMean absolute error on {result.patients} synthetic test patients, with its 95 % interval:")
-    for name, error in result.errors.items():
-        print(f"  {name:<30} {error.value:.2f} {UNIT} ({error.low:.2f} to {error.high:.2f})")
-    print(f"With all scans, R2 is {result.r2.value:.2f} ({result.r2.low:.2f} to {result.r2.high:.2f}).")
-    print(f"Report: {result.report}")
-    print("\nNext, with your own data:")
-    print("  mvreg scan FOLDER --out cohort.csv    finds your scans (for a BIDS data set: mvreg bids)")
-    print(f"  {_ADD_TARGET}")
-    print("  mvreg split cohort.csv --target COLUMN")
-    print(f"  {_train_command('FOLDER', 'cohort.csv')}")
 
 
 def _scan(options: argparse.Namespace) -> None:
@@ -212,9 +120,9 @@ def _scan(options: argparse.Namespace) -> None:
     if not options.out:
         print(f"\nNext: mvreg scan {shlex.quote(str(options.folder))} --out cohort.csv")
         return
-    print(f"\n{options.out} is the table of scans. Next: {_ADD_TARGET if not options.outcomes else 'split it'}, then")
+    print(f"\n{options.out} is the table of scans. Next: {ADD_TARGET if not options.outcomes else 'split it'}, then")
     print(f"  mvreg split {options.out} --target COLUMN")
-    print(f"  {_train_command(str(found.home), str(options.out))}")
+    print(f"  {train_command(str(found.home), str(options.out))}")
 
 
 def _bids(options: argparse.Namespace) -> None:
@@ -229,9 +137,9 @@ def _bids(options: argparse.Namespace) -> None:
     print(f"{options.out}: {rows['patient'].nunique()} patients, {len(rows)} scans")
     if undated := int(rows["day"].isna().sum()):
         print(f"{undated} scans have no date: fill in the column day, or train with --columns#day '$None'")
-    print(f"\nNext: {_ADD_TARGET}, then")
+    print(f"\nNext: {ADD_TARGET}, then")
     print(f"  mvreg split {options.out} --target COLUMN")
-    print(f"  {_train_command(str(options.folder), str(options.out))}")
+    print(f"  {train_command(str(options.folder), str(options.out))}")
 
 
 def _audit(options: argparse.Namespace) -> None:
@@ -272,68 +180,6 @@ def _audit(options: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
-def _plan(options: argparse.Namespace) -> Plan:
-    import yaml
-
-    from monai_mvreg.crossval import Plan
-
-    if not (options.bundle / "configs/train.yaml").is_file():
-        raise FileNotFoundError(f"expected a bundle in {options.bundle}, found no configs/train.yaml: give --bundle")
-    settings = {}
-    for setting in options.set:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise ValueError(f"expected --set NAME=VALUE, got {setting!r}")
-        settings[name] = yaml.safe_load(value)
-    configs = tuple(path.resolve() for path in options.configs)
-    return Plan(options.bundle.resolve(), configs, options.dataset_dir.resolve(), settings)
-
-
-def _crossval(options: argparse.Namespace) -> None:
-    from monai_mvreg.crossval import crossvalidate, predict_new
-
-    plan = _plan(options)
-    if options.permute is not None:
-        plan = plan.permuted(options.out.resolve() / "permuted.csv", seed=options.permute)
-    table = crossvalidate(plan, options.out, folds=options.folds, seeds=range(options.seeds))
-    print(f"\n{options.out}: {len(table)} patients, each predicted by models that did not see the patient")
-    if options.permute is not None:
-        print("Labels were shuffled: whatever is better than the mean of the training patients comes from a leak.")
-    print((options.out / "metrics.json").read_text(encoding="utf-8"))
-    if options.predict is not None:
-        new = predict_new(plan, options.out, options.predict.resolve())
-        print(f"{options.out / 'new_predictions.csv'}: {len(new)} new patients, by the mean of all models")
-
-
-def _compare(options: argparse.Namespace) -> None:
-    import yaml
-
-    from monai_mvreg.compare import choices, compare, search
-
-    grid, plan, seeds = yaml.safe_load(options.grid.read_text(encoding="utf-8")), _plan(options), range(options.seeds)
-    if not isinstance(grid, dict):
-        raise ValueError(f"{options.grid}: expected settings, each with names and values of its choices")
-    if options.trials is None:
-        runs = choices(grid)
-    else:
-        runs = search(plan, grid, options.out, trials=options.trials, seeds=seeds)
-    table = compare(plan, runs, options.out, seeds=seeds)
-    print("\n" + table.to_string(index=False, float_format=lambda number: f"{number:.4g}"))
-    print(f"\n{options.out / 'comparison.csv'}: a choice is better than no scan where its whole interval")
-    print("(minus_..._low to minus_..._high) lies on one side of zero; among several, choose by `validation`")
-
-
-def _profile(options: argparse.Namespace) -> None:
-    from monai_mvreg.profile import profile_training
-    from monai_mvreg.report.timing import advise, as_table, write_profile
-
-    found = profile_training(_plan(options), options.out, epochs=options.epochs)
-    write_profile(found, options.out)
-    print("\n" + as_table(found).to_string(index=False, float_format=lambda number: f"{number:.3f}"))
-    print("\n" + "\n".join(advise(found)))
-    print(f"\nPicture: {options.out / 'profile.html'}")
-
-
 def _split(options: argparse.Namespace) -> None:
     from monai_mvreg.cohort.split import balanced_seed, split_cohort
     from monai_mvreg.cohort.table import Cohort, Patient, TableRows
@@ -371,7 +217,8 @@ def _split(options: argparse.Namespace) -> None:
     print("changes fold.")
 
 
-def _train_command(folder: str, table: str) -> str:
+def train_command(folder: str, table: str) -> str:
+    """The command that trains on a table of scans in a folder."""
     return (
         "python -m monai.bundle run --config_file bundle/configs/train.yaml --bundle_root bundle "
         f"--dataset_dir {shlex.quote(folder)} --cohort_file {shlex.quote(table)} "

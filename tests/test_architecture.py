@@ -40,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "crossval": {"report", "predict", "prediction", "cohort", "calibration", "metrics"},
     "demo": {"report", "cohort", "scans", "metrics"},
     "report": {"explain", "predict", "prediction", "domain", "calibration", "scans", "metrics"},
-    "explain": {"predict", "prediction", "data", "networks", "scans"},
+    "explain": {"predict", "prediction", "cohort", "networks", "scans"},
     "predict": {
         *("prediction", "domain", "cohort", "transforms", "calibration", "data", "scans", "networks", "embeddings"),
         *("fingerprint", "workflow", "metrics"),

@@ -1,0 +1,270 @@
+"""Explanations where the truth is known, into docs/benchmarks.md: ``python tests/benchmarks/explain.py --docs``.
+
+Trains the networks of TRAININGS into --runs, unless they are there already, and asks of the validation patients: does
+the scan that decides have the largest contribution, and does saliency lie on what was planted?
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from readers import into_docs
+from scipy.ndimage import gaussian_filter
+from scipy.signal import fftconvolve
+
+from monai_mvreg.cohort.split import select
+from monai_mvreg.cohort.table import Columns, Patient, read_cohort
+from monai_mvreg.explain.explanation import numbers_by_scan
+from monai_mvreg.explain.own_grid import to_own_grid
+from monai_mvreg.explain.saliency import SaliencyMap, gradcam, mean_map, occlusion, randomisation_check
+from monai_mvreg.metrics.bootstrap import Array, Estimate, estimates
+from monai_mvreg.predict.predictor import Predictor
+from monai_mvreg.predict.selection import FoundPatient
+
+ROOT = Path(__file__).parents[2]
+PACKS = ROOT.parent / "shared" / "data"
+POOLS = "monai_mvreg.networks.pools"
+VOXEL = 4.5  # mm, of growth3d
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training; ``size`` is the column of the manifest whose largest value in a patient decides, if one does."""
+
+    pack: str
+    target: str
+    pool: str
+    size: str | None
+
+
+TRAININGS = {
+    "digits_max": Training("digits_bags", "max", "MaxPool", "digit"),
+    "digits_attention": Training("digits_bags", "max", "GatedAttentionPool", "digit"),
+    "hippo_max": Training("hippo3d_bags", "max_mm3", "MaxPool", "mm3_this_volume"),
+    "growth_max": Training("growth3d", "diam_max_mm", "MaxPool", "diam_this_visit"),
+    "growth_trend": Training("growth3d", "v_mm_per_year", "TrendPool", None),
+}
+
+
+def train(name: str, runs: Path) -> Path:
+    """Train a network, with the settings of its pack, unless it is there."""
+    training, folder = TRAININGS[name], runs / name
+    if not (folder / "domain.json").is_file():
+        configs = ["bundle/configs/train.yaml", f"tests/benchmarks/{training.pack}.yaml"]
+        command = [
+            sys.executable,
+            "-m",
+            "monai.bundle",
+            "run",
+            "--config_file",
+            str(configs),
+            "--bundle_root",
+            "bundle",
+        ]
+        command += ["--dataset_dir", str(PACKS / training.pack), "--target", str([training.target])]
+        command += ["--pool#_target_", f"{POOLS}.{training.pool}", "--workers", "0"]
+        command += ["--output_dir", str(folder.resolve()), "--model_dir", str(folder.resolve())]
+        subprocess.run(command, cwd=ROOT, check=True)
+    return folder
+
+
+def validation_patients(training: Training) -> list[Patient]:
+    pack = PACKS / training.pack
+    columns = Columns(patient="patient_id", path="image", day="day_offset", target=[training.target], fold="split")
+    cohort = read_cohort(pack / "manifest.csv", columns, images=pack, outcomes_file=pack / "patients.csv")
+    return list(select(cohort, ["val"]))
+
+
+def sizes_of(training: Training, patient: Patient) -> list[float]:
+    manifest = pd.read_csv(PACKS / training.pack / "manifest.csv")
+    known = manifest[manifest["patient_id"] == patient.key].set_index("image")[training.size]
+    return [float(known[Path(scan).relative_to(PACKS / training.pack).as_posix()]) for scan in patient.scans]
+
+
+def mean_of(values: npt.ArrayLike) -> Estimate:
+    """The mean over patients with its interval."""
+    found = np.asarray(values, dtype=np.float64)
+
+    def mean(counts: Array) -> Array:
+        return np.asarray(counts @ found / counts.sum(1))
+
+    return estimates({"mean": mean}, len(found), resamples=2000, confidence=0.95, seed=0)["mean"]
+
+
+def told(values: npt.ArrayLike, form: str = ".2f") -> str:
+    found = mean_of(values)
+    return f"{found.value:{form}} ({found.low:{form}} to {found.high:{form}})"
+
+
+# ---- The scan that decides -------------------------------------------------------------------------------------------
+def contributions(predictor: Predictor, patient: Patient, home: Path) -> dict[str, float]:
+    prediction = predictor.predict(FoundPatient(patient, {}, ()), home=home)
+    return {str(home / scan.address): scan.contributions[0] for scan in prediction.scans if scan.contributions}
+
+
+def deciding(name: str, predictor: Predictor) -> str:
+    """One row: how often the largest scan has the largest contribution, in all patients and in clear ones."""
+    training = TRAININGS[name]
+    error, hits, clear, chance = [], [], [], []
+    for patient in validation_patients(training):
+        sizes = sizes_of(training, patient)
+        order = np.sort(sizes)[::-1]
+        if len(sizes) < 2 or order[0] == order[1]:
+            continue
+        parts = contributions(predictor, patient, PACKS / training.pack)
+        largest = str(Path(patient.scans[int(np.argmax(sizes))]))
+        hits.append(max(parts, key=lambda scan: abs(parts[scan])) == largest)
+        chance.append(1 / len(sizes))
+        clear.append(order[0] - order[1])
+        error.append(abs(parts[largest] - (order[0] - order[1])))
+    ahead = np.array(clear) > np.median(clear)
+    return (
+        f"| `{training.pack}` {training.target} | {training.pool} | {len(hits)} | {told(hits)} | "
+        f"{told(np.array(hits)[ahead])} | {np.mean(chance):.2f} | {told(error, '.3g')} |"
+    )
+
+
+# ---- What was planted ------------------------------------------------------------------------------------------------
+def digits(patients: list[Patient]) -> Iterator[tuple[Patient, int, Array]]:
+    """The largest digit of each patient, and where it is written; a picture has columns first."""
+    from PIL import Image
+
+    for patient in patients:
+        sizes = sizes_of(TRAININGS["digits_max"], patient)
+        place = int(np.argmax(sizes))
+        yield patient, place, np.asarray(Image.open(patient.scans[place])).T > 127
+
+
+def lesions(patients: list[Patient]) -> Iterator[tuple[Patient, int, Array]]:
+    """The largest lesion of each patient as a sphere of its known diameter.
+
+    Its centre is not in the pack: it is where the scan differs most from the median of the same head in other patients,
+    averaged over such a sphere less what surrounds it. Patients whose visits do not agree by two voxels are left out.
+    """
+    pack = PACKS / "growth3d"
+    manifest = pd.read_csv(pack / "manifest.csv")
+    manifest["head"] = manifest["patient_id"].map(pd.read_csv(pack / "patients.csv").set_index("patient_id")["head"])
+    far = np.linalg.norm(np.mgrid[-14:15, -14:15, -14:15], axis=0) * VOXEL
+    for patient in patients:
+        rows = manifest[manifest["patient_id"] == patient.key]
+        same = manifest[(manifest["head"] == rows["head"].iloc[0]) & (manifest["patient_id"] != patient.key)]
+        if same["patient_id"].nunique() < 2:
+            continue
+        usual = np.median([_volume(pack / image) for image in same["image"]], axis=0)
+        centres = []
+        for image, diameter in zip(rows["image"], rows["diam_this_visit"], strict=True):
+            volume = _volume(pack / image)
+            gain = np.median(volume[usual > 50]) / np.median(usual[usual > 50])
+            inside = (far < diameter / 2 + 2).astype(float)
+            around = ((far > diameter / 2 + 5) & (far < diameter / 2 + 12)).astype(float)
+            filtered = fftconvolve(
+                gaussian_filter(volume / gain - usual, 0.5), inside / inside.sum() - around / around.sum(), mode="same"
+            )
+            centres.append(
+                np.add(np.unravel_index(filtered[3:-3, 3:-3, 3:-3].argmax(), np.subtract(volume.shape, 6)), 3)
+            )
+        centres = np.array(centres)
+        if np.abs(centres - np.median(centres, axis=0)).max() > 2:
+            continue
+        place = int(rows["diam_this_visit"].to_numpy().argmax())
+        grid = np.moveaxis(np.indices(usual.shape), 0, -1)
+        away = np.linalg.norm(grid - centres[place], axis=-1) * VOXEL
+        path = rows["image"].iloc[place]
+        place = [Path(scan).name for scan in patient.scans].index(Path(path).name)
+        yield patient, place, away < rows["diam_this_visit"].max() / 2
+
+
+def _volume(path: Path) -> Array:
+    return np.asarray(nib.load(path).dataobj, dtype=np.float64)
+
+
+def brightness(number: object, image: object) -> object:
+    """No explanation at all: the scan above its darkest value, what any method must beat."""
+    plain = image.as_tensor()[0]  # type: ignore[attr-defined]
+    return plain - plain.min()
+
+
+def pointing(
+    name: str,
+    predictor: Predictor,
+    planted: Callable[[list[Patient]], Iterator[tuple[Patient, int, Array]]],
+    methods: dict[str, SaliencyMap],
+) -> list[str]:
+    """One row for each method: the share of saliency on what was planted, and how often its peak lies there."""
+    training = TRAININGS[name]
+    energy: dict[str, list[float]] = {method: [] for method in methods}
+    hits: dict[str, list[bool]] = {method: [] for method in methods}
+    alike: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
+    share = []
+    for patient, place, truth in planted(validation_patients(training)):
+        images, fixed = numbers_by_scan(predictor, patient)
+        numbers = [replace(one, place=place) for one in fixed]
+        share.append(truth.mean())
+        for method, make in methods.items():
+            found = mean_map(numbers, images[place], make)
+            own = np.abs(np.asarray(to_own_grid(found, images[place], predictor.transform)))
+            if own.any():
+                energy[method].append(own[truth].sum() / own.sum() / truth.mean())
+                hits[method].append(bool(truth[np.unravel_index(own.argmax(), own.shape)]))
+            else:  # a map of nothing points nowhere
+                energy[method].append(0.0)
+                hits[method].append(False)
+            if len(alike[method]) < 5:
+                check = randomisation_check(numbers, images[place], method=make, draws=1)
+                alike[method].append((check.head, check.whole))
+    return [
+        f"| `{training.pack}` {training.target}, {training.pool} | {method} | {len(share)} | "
+        f"{told(energy[method])} | {told(hits[method])} | {np.mean(share):.3f} | "
+        f"{np.mean(alike[method], axis=0)[0]:.2f} | {np.mean(alike[method], axis=0)[1]:.2f} |"
+        for method in methods
+    ]
+
+
+DECIDING = (
+    "| target | pool | patients | largest scan has the largest contribution | where it leads by more than the median | "
+    "chance | error of its contribution |\n|---|---|---|---|---|---|---|"
+)
+POINTING = (
+    "| network | map | patients | energy on it, times its share of the scan | peak on it | its share | "
+    "alike, random head | alike, random network |\n|---|---|---|---|---|---|---|---|"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/explain"), help="where trained networks are kept")
+    parser.add_argument("--only", nargs="*", default=list(TRAININGS), choices=list(TRAININGS))
+    parser.add_argument("--docs", action="store_true", help="write the tables into docs/benchmarks.md")
+    options = parser.parse_args()
+    first, second = [DECIDING], [POINTING]
+    own = {"the scan itself": brightness, "GradCAM": gradcam}
+    for name in options.only:
+        predictor = Predictor.from_bundle(ROOT / "bundle", models=train(name, options.runs))
+        if TRAININGS[name].size:
+            first.append(deciding(name, predictor))
+            print(first[-1], flush=True)
+        if TRAININGS[name].pack == "digits_bags":
+            finer = {"GradCAM, `features.transition1`": partial(gradcam, layer="features.transition1")}
+            second += pointing(name, predictor, digits, {**own, **finer, "occlusion": occlusion})
+        elif TRAININGS[name].pack == "growth3d":
+            finer = {f"GradCAM, `{layer}`": partial(gradcam, layer=layer) for layer in ("layer3", "layer2")}
+            second += pointing(name, predictor, lesions, {**own, **finer, "occlusion": occlusion})
+        print("\n".join(second), flush=True)
+    text = "\n".join(first) + "\n\n" + "\n".join(second)
+    print(text)
+    if options.docs:
+        into_docs("explanations", text)
+
+
+if __name__ == "__main__":
+    main()

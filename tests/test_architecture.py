@@ -39,7 +39,7 @@ ROOMS: dict[str, set[str]] = {
     "profile": {"crossval", "report", "prepared"},
     "crossval": {"report", "predict", "prediction", "cohort", "calibration", "metrics"},
     "demo": {"report", "cohort", "scans", "metrics"},
-    "report": {"explain", "predict", "prediction", "domain", "calibration", "scans", "metrics"},
+    "report": {"explain", "predict", "prediction", "cohort", "calibration", "scans", "metrics"},
     "explain": {"predict", "prediction", "cohort", "networks", "scans"},
     "predict": {
         *("prediction", "domain", "cohort", "transforms", "calibration", "data", "scans", "networks", "embeddings"),

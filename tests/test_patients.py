@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
 from mistakes import mistake
@@ -13,6 +15,7 @@ from tiny_model import BUNDLE, write_model, write_scan, write_visit
 from monai_mvreg.cli.main import main
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.prediction import read_predictions
+from monai_mvreg.scans.read import read_scan
 
 
 @pytest.fixture
@@ -86,3 +89,63 @@ def test_predict_refuses_in_one_line(
     assert "expected covariates of []" in mistake(capsys, "predict", folder, *model, "--covariate", "age=3")
     assert "expected covariates in the table" in mistake(capsys, "predict", table, *model, "--covariate", "age=3")
     assert "expected a column 'when'" in mistake(capsys, "predict", table, *model, "--day", "when")
+
+
+def test_explain_writes_maps_that_lie_over_the_scans(
+    folder: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("explain", folder, models, "--out", tmp_path / "maps", "--method", "gradcam", "--json") == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert [one["file"] for one in found["maps"]] == ["scan-0_gradcam.nii.gz", "scan-1_gradcam.nii.gz"]
+    scan, own = nib.load(tmp_path / "maps" / "scan-0_gradcam.nii.gz"), read_scan(folder / "visit-0")
+    assert scan.shape == own.array.shape
+    assert own.affine is not None
+    np.testing.assert_allclose(scan.affine, own.affine, atol=1e-5)
+
+
+def test_report_writes_one_page_for_a_folder_without_a_name(folder: Path, models: Path, tmp_path: Path) -> None:
+    assert run("report", folder, models, "--out", tmp_path / "new" / "page.html") == 0
+    page = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    [number] = Predictor.from_bundle(BUNDLE, models=models).predict_folder(folder).numbers
+    assert f"{number.value:.0f}".strip("-") in page and "Prediction for one patient" in page
+    assert page.count("data:image/jpeg") == 2 and "visit-0" not in page and "Mustermann" not in page
+
+
+def test_report_shows_no_scan_with_a_name_burned_in(folder: Path, models: Path, tmp_path: Path) -> None:
+    write_visit(folder / "visit-9", date="20200501", seed=9, BurnedInAnnotation="YES")
+    for arguments, pictures in (([], 2), (["--identify"], 3)):
+        assert run("report", folder, models, "--out", tmp_path / "page.html", "--saliency", "none", *arguments) == 0
+        page = (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert page.count("data:image/jpeg") == pictures
+        assert ("text may be burned in" in page) == (pictures == 2)
+
+
+def test_report_writes_a_page_for_each_patient_of_a_table_and_an_index(
+    table: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "4.nii").write_bytes(b"no scan" * 99)
+    (tmp_path / "5.nii").write_bytes(b"no scan" * 99)
+    with pytest.raises(SystemExit) as end:
+        run("report", table, models, "--out", tmp_path / "pages", "--saliency", "none", "--json")
+    assert end.value.code == 1
+    shown = capsys.readouterr()
+    names = [Path(page).name for page in json.loads(shown.out)]
+    assert names == ["index.html", "patient-1.html", "patient-2.html"]
+    assert sorted(names) == sorted(path.name for path in (tmp_path / "pages").iterdir())
+    assert 'href="patient-2.html"' in (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
+
+
+def test_report_refuses_in_one_line(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--bundle", BUNDLE, "--models", models, "--out", tmp_path / "page.html"]
+    assert "expected SOURCE" in mistake(capsys, "report", *arguments)
+    assert "expected a trained model" in mistake(
+        capsys, "report", "--card", "--models", tmp_path, "--out", tmp_path / "card"
+    )
+
+
+def test_report_writes_the_card_of_a_model(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["report", "--card", "--models", str(models), "--bundle", str(BUNDLE), "--out", str(tmp_path / "c")]) == 0
+    )
+    assert "model_card.html" in capsys.readouterr().out
+    assert "## Intended use" in (tmp_path / "c" / "MODEL_CARD.md").read_text(encoding="utf-8")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from monai_mvreg.cohort.table import Cohort
+    from monai_mvreg.cohort.table import Cohort, Patient
     from monai_mvreg.predict.predictor import Predictor
     from monai_mvreg.prediction import NoPrediction, Prediction
 
 # Everything else is imported inside the verbs: --help must not wait for torch.
+
+_METHODS = ("gradcam", "occlusion")
 
 
 def add_patient_verbs(verbs: Any) -> None:
@@ -23,12 +26,32 @@ def add_patient_verbs(verbs: Any) -> None:
     predict.add_argument("--json", action="store_true", help="print the predictions as JSON, and nothing else")
     predict.set_defaults(verb=_predict)
 
-
-def _add_model(verb: argparse.ArgumentParser) -> None:
-    """What every verb takes that predicts."""
-    verb.add_argument(
-        "source", type=Path, metavar="SOURCE", help="a patient's folder, zip or file; or a table of scans"
+    explain = verbs.add_parser("explain", help="write where in each scan the network found what moves the number")
+    _add_model(explain)
+    explain.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="for NIfTI maps and explanation.json"
     )
+    explain.add_argument("--method", action="append", choices=_METHODS, help="default: both")
+    explain.add_argument("--number", type=int, default=0, help="which of several predicted numbers, from 0")
+    explain.add_argument("--json", action="store_true", help="print the figures as JSON, and nothing else")
+    explain.set_defaults(verb=_explain)
+
+    report = verbs.add_parser("report", help="write a page for a patient, pages for all of a table, or a model card")
+    _add_model(report, sources="?")
+    report.add_argument("--out", type=Path, required=True, metavar="PLACE", help="a page for a folder, else a folder")
+    report.add_argument("--saliency", choices=(*_METHODS, "none"), default="gradcam", help="outlines in the pictures")
+    report.add_argument("--identify", action="store_true", help="show who the patients are, and paths")
+    report.add_argument("--card", action="store_true", help="write the model card instead; needs no SOURCE")
+    report.add_argument("--evaluation", type=Path, metavar="FOLDER", help="of the card: results of an evaluation")
+    report.add_argument("--answers", type=Path, metavar="FILE", help="of the card: YAML of what only its authors know")
+    report.add_argument("--json", action="store_true", help="print what was written as JSON, and nothing else")
+    report.set_defaults(verb=_report)
+
+
+def _add_model(verb: argparse.ArgumentParser, *, sources: str | None = None) -> None:
+    """What every verb takes that predicts; ``sources`` is how many there may be, None for one."""
+    told = "a patient's folder, zip or file; or a table of scans"
+    verb.add_argument("source", type=Path, metavar="SOURCE", nargs=sources, help=told)
     verb.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="default: bundle")
     verb.add_argument("--models", type=Path, metavar="FOLDER", help="of a training or a cross-validation")
     verb.add_argument("--kept", type=Path, metavar="FOLDER", help="keeps what was seen of each scan for the next visit")
@@ -94,21 +117,42 @@ def _covariates(options: argparse.Namespace) -> dict[str, float]:
     return found
 
 
-def _predictions(options: argparse.Namespace) -> tuple[list[Prediction], list[NoPrediction]]:
-    from monai_mvreg.prediction import Prediction
+def _predicted(
+    options: argparse.Namespace, predictor: Predictor
+) -> tuple[list[tuple[Patient, Prediction]], list[NoPrediction]]:
+    """Predict the patient of a folder, or all of a table; of one in a table nothing may be known, and is told."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
-    predictor = _predictor(options)
+    from monai_mvreg.predict.selection import FoundPatient, find_patient
+    from monai_mvreg.prediction import NoPrediction
+
+    home = _home(options)
     if not _is_table(options):
-        return [predictor.predict_folder(options.source, covariates=_covariates(options))], []
-    found = list(predictor.predict_cohort(_cohort(options, predictor), home=_home(options)))
-    predictions = [one for one in found if isinstance(one, Prediction)]
-    return predictions, [one for one in found if not isinstance(one, Prediction)]
+        found = find_patient(options.source, predictor.trained, covariates=_covariates(options))
+        return [(found.patient, predictor.predict(found, home=home))], []
+    predicted, unpredicted = [], []
+    for patient in tqdm(_cohort(options, predictor).patients, "patients", unit="patient", disable=None):
+        try:
+            predicted.append((patient, predictor.predict(FoundPatient(patient, {}, ()), home=home)))
+        except ValueError as error:
+            unpredicted.append(NoPrediction(patient.key, str(error)))
+    return predicted, unpredicted
+
+
+def _tell(unpredicted: Sequence[NoPrediction]) -> None:
+    """End with 1 where something could not be predicted."""
+    if unpredicted:
+        print(f"error: nothing could be predicted for {len(unpredicted)} patients", file=sys.stderr)
+        for reason in dict.fromkeys(one.reason for one in unpredicted[:5]):
+            print(f"  {reason}", file=sys.stderr)
+        raise SystemExit(1)
 
 
 def _predict(options: argparse.Namespace) -> None:
     from monai_mvreg.prediction import as_rows, to_json
 
-    predictions, unpredicted = _predictions(options)
+    predicted, unpredicted = _predicted(options, _predictor(options))
+    predictions = [prediction for _, prediction in predicted]
     text = to_json(predictions, unpredicted=unpredicted)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -124,11 +168,71 @@ def _predict(options: argparse.Namespace) -> None:
         print(f"Written: {options.out / 'predictions.json'} and, a view of it, predictions.csv")
     elif not options.json and _is_table(options):
         print("Nothing was written: give --out FOLDER, or --json to print all")
-    if unpredicted:
-        print(f"error: nothing could be predicted for {len(unpredicted)} patients", file=sys.stderr)
-        for reason in dict.fromkeys(one.reason for one in unpredicted[:5]):
-            print(f"  {reason}", file=sys.stderr)
-        raise SystemExit(1)
+    _tell(unpredicted)
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from monai_mvreg.explain.explanation import METHODS, explain_patient, used_part
+
+    predictor, methods = _predictor(options), {name: METHODS[name] for name in options.method or METHODS}
+    predicted, unpredicted = _predicted(options, predictor)
+    places = []
+    for at, (patient, prediction) in enumerate(predicted, start=1):
+        place = options.out / f"patient-{at}" if _is_table(options) else options.out
+        part = used_part(patient, prediction, home=_home(options))
+        explain_patient(predictor, part, place, methods=methods, number=options.number)
+        places.append(place / "explanation.json")
+    if options.json:
+        print("[" + ",\n".join(place.read_text(encoding="utf-8") for place in places) + "]")
+    else:
+        print(f"Maps of {len(places)} patients, on the grids of their scans: {options.out}")
+        print("Open a scan and its map together in any viewer; what they mean and do not mean: docs/explain.md")
+    _tell(unpredicted)
+
+
+def _report(options: argparse.Namespace) -> None:
+    import json
+
+    from monai_mvreg.report.card import write_card
+
+    unpredicted: list[NoPrediction] = []
+    if options.card:
+        models = options.models or options.bundle / "models"
+        facts = options.bundle / "configs" / "metadata.json"
+        card = write_card(models, options.out, evaluation=options.evaluation, metadata=facts, answers=options.answers)
+        pages = [card.with_name("model_card.html"), card]
+    elif options.source is None:
+        raise ValueError("expected SOURCE, a patient's folder or a table of scans, or --card, got neither")
+    else:
+        pages, unpredicted = _patient_pages(options)
+    print(json.dumps([str(page) for page in pages]) if options.json else f"Report: {pages[0] if pages else 'none'}")
+    _tell(unpredicted)
+
+
+def _patient_pages(options: argparse.Namespace) -> tuple[list[Path], list[NoPrediction]]:
+    """Write a page for each patient, and for those of a table an index, which stands first."""
+    from monai_mvreg.explain.explanation import used_part
+    from monai_mvreg.report.patient import write_index, write_patient_report
+    from monai_mvreg.report.patient_pictures import scan_pictures
+
+    predictor, table = _predictor(options), _is_table(options)
+    (options.out if table else options.out.absolute().parent).mkdir(parents=True, exist_ok=True)
+    predicted, unpredicted = _predicted(options, predictor)
+    pages = []
+    for at, (patient, prediction) in enumerate(predicted, start=1):
+        part = used_part(patient, prediction, home=_home(options))
+        pages.append(options.out / f"patient-{at}.html" if table else options.out)
+        write_patient_report(
+            pages[-1],
+            prediction,
+            pictures=scan_pictures(predictor, part, saliency=options.saliency, identify=options.identify),
+            cohort=predictor.trained.members[0].domain.targets,
+            identify=options.identify,
+        )
+    if table and predicted:
+        names, all_of_them = [page.name for page in pages], [prediction for _, prediction in predicted]
+        pages.insert(0, write_index(options.out / "index.html", all_of_them, reports=names, identify=options.identify))
+    return pages, unpredicted
 
 
 def _write_whole(path: Path, text: str) -> None:

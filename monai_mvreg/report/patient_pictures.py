@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.cohort.table import Patient
+from monai_mvreg.explain.explanation import METHODS, explain_patient
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.predict.trained import header_of
 from monai_mvreg.report.thumbnails import ScanPicture, picture_of
 from monai_mvreg.scans.burned_in import may_name_patient
 
+Array = npt.NDArray[np.float32]
+
 
 def scan_pictures(
-    predictor: Predictor, patient: Patient, *, maps: Mapping[int, Path] | None = None, identify: bool = False
+    predictor: Predictor, patient: Patient, *, saliency: str = "none", identify: bool = False
 ) -> list[ScanPicture]:
     """Make a picture of each scan that a prediction was made from.
 
     Args:
         predictor: what predicted.
         patient: with those scans alone that were used, in order of time.
-        maps: number of a scan, from 0 -> the NIfTI of its saliency, on the scan's own grid.
+        saliency: name of the method whose outlines are drawn, of the first number, or ``none``.
         identify: show scans too that may have a name burned into their pixels.
+
+    Raises:
+        ValueError: if the method cannot explain the encoder, or a transform cannot be inverted.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        maps: dict[int, Array] = {}
+        if saliency != "none":
+            found = explain_patient(predictor, patient, Path(folder), methods={saliency: METHODS[saliency]})
+            maps = {one.scan: np.asarray(nib.load(one.path).dataobj, dtype=np.float32) for one in found.maps}
+    return _pictures(predictor, patient, maps, identify)
+
+
+def _pictures(predictor: Predictor, patient: Patient, maps: dict[int, Array], identify: bool) -> list[ScanPicture]:
     read = predictor.transform.flatten().transforms[0]
     pictures = []
     for place, address in enumerate(tqdm(patient.scans, "pictures", unit="scan", disable=None, leave=False)):
@@ -39,9 +55,9 @@ def scan_pictures(
         image = read({"image": address})["image"]
         turn = Orientation(axcodes="RAS"[: image.ndim - 1], labels=None)
         strength = None
-        if maps is not None and place in maps:
-            values = np.asarray(nib.load(maps[place]).dataobj, dtype=np.float32).reshape(image.shape[1:])
-            strength = np.asarray(turn(MetaTensor(values[None], affine=image.affine))[0])
+        if place in maps:
+            values = MetaTensor(maps[place].reshape(1, *image.shape[1:]), affine=image.affine)
+            strength = np.asarray(turn(values)[0])
         shown = turn(image)
         spacing = np.asarray(shown.pixdim)[: image.ndim - 1].tolist()
         pictures.append(picture_of(np.asarray(shown).mean(0), strength, spacing=spacing))

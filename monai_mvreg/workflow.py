@@ -107,7 +107,7 @@ def save_settings(path: str, *, unit: str) -> None:
     config, columns = _calling_config(), _calling_config()["columns"]
     settings: dict[str, Any] = {**_model_settings(), "unit": unit, "loss": config.get("loss")}
     settings |= {"horizons": config.get("horizons"), "dated": bool(columns.get("day") or columns.get("date"))}
-    settings["own"] = _needed(config, [*settings])
+    settings["own"] = _needed(config, [name for name in settings if name not in ("unit", "dated")])
     text = json.dumps(settings, indent=1).replace("::", "#")  # while a config runs, MONAI writes "@train::trainer"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text, encoding="utf-8")

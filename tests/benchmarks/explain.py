@@ -135,7 +135,8 @@ def deciding(name: str, predictor: Predictor, folder: Path) -> str:
     clear = np.array(lead) > own
     return (
         f"| `{training.pack}` {training.target} | {training.pool} | {len(hits)} | {told(hits)} | "
-        f"{told(np.array(hits)[clear])}, {clear.sum()} patients | {own:.3g} | {np.mean(chance):.2f} | {told(error, '.3g')} |"
+        f"{told(np.array(hits)[clear])}, {clear.sum()} patients | {own:.3g} | {np.mean(chance):.2f} | "
+        f"{told(error, '.3g')} |"
     )
 
 
@@ -236,8 +237,8 @@ def pointing(
 
 
 DECIDING = (
-    "| target | pool | patients | largest scan has the largest contribution | where it leads by more than the MAE | MAE | "
-    "chance | error of its contribution |\n|---|---|---|---|---|---|---|---|"
+    "| target | pool | patients | largest scan has the largest contribution | where it leads by more than the MAE "
+    "| MAE | chance | error of its contribution |\n|---|---|---|---|---|---|---|---|"
 )
 POINTING = (
     "| network | map | patients | energy on it, times its share of the scan | peak on it | its share | "

@@ -207,7 +207,7 @@ def test_settings_are_saved_with_all_that_they_refer_to_and_nothing_else(bundle:
         **parts,
         "columns": {"day": "day"},
         "unit": "$@dataset_dir",
-        "dataset_dir": "/home/somebody",
+        "dataset_dir": "elsewhere",
         "reader": {"dtype": "$pathlib.Path"},
         "grid": [{"size": "@size"}],
         "size": "$@margin * 2",

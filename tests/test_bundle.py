@@ -380,7 +380,7 @@ def test_survival_is_trained_evaluated_and_predicted_by_one_more_file(study: Stu
             float(rows[key]["median_days"] or "nan"), nan_ok=True
         )
     for row in trained:
-        other = predicted[row["patient"]]
+        other = rows[row["patient"]]
         assert other["time_to_event"] == other["event"] == ""
         assert float(other["risk_150"]) == pytest.approx(float(row["risk_150"]), rel=1e-3)
 

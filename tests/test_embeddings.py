@@ -186,7 +186,8 @@ def test_a_truncated_entry_is_never_used(size: int, patients: list[Any], tmp_pat
     entries[0].write_bytes(entries[0].read_bytes()[:size])
     second, count = embed(patients, tmp_path / "cache")
     assert count == 1
-    assert all(torch.equal(first(patient)["image"], second(patient)["image"]) for patient in patients)
+    for patient in patients:  # encoded alone it may be rounded in another way than in a batch
+        torch.testing.assert_close(second(patient)["image"], first(patient)["image"])
     assert embed(patients, tmp_path / "cache")[1] == 0
 
 

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
 from monai_mvreg.data import collate_scans
+from monai_mvreg.networks.encoders import compile_encoder
 
 CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
 SIZE = 224
@@ -117,7 +118,7 @@ class Ours:
         self.net = parser.get_parsed_content("network_def").to(DEVICE)
         self.net.to(memory_format=parser.get_parsed_content("memory_format"))
         if parser.get_parsed_content("compile"):
-            self.net.encoder.compile(dynamic=True)
+            compile_encoder(self.net.encoder)
         self.inferer = parser.get_parsed_content("train#inferer")
         self.loss = parser.get_parsed_content("loss_function").to(DEVICE)
         self.optimizer = parser.get_parsed_content("optimizer")

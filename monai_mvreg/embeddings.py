@@ -75,6 +75,7 @@ class EmbeddedScans:
         names = {address: entry_name(recipe, contents[address]) for address in addresses}
         found = {name: read_embedding(self.folder, name) for name in dict.fromkeys(names.values())}
         missing = {name: address for address, name in names.items() if found[name] is None}
+        logger.info("embeddings: %d are on disk, %d are computed", len(found) - len(missing), len(missing))
 
         weights = next(encoder.parameters(), torch.empty(0))
         encoder.eval()

@@ -24,6 +24,7 @@ from monai_mvreg.networks.encoders import (
     compile_encoder,
     cut_layer,
     embedding_size,
+    lay_out,
     load_weights,
 )
 from monai_mvreg.networks.multiscan import MultiScanNet
@@ -264,6 +265,23 @@ def test_a_compiled_encoder_has_the_fingerprint_of_the_plain_one(compilations: l
     compile_encoder(encoder)
     encoder(torch.randn(2, 1, 8, 8))
     assert fingerprint(encoder) == before and compilations
+
+
+def test_a_layout_for_pictures_is_refused_for_volumes_and_the_other_way_round() -> None:
+    with pytest.raises(
+        ValueError, match=r"expected torch\.channels_last_3d for an encoder of volumes, got torch\.chan"
+    ):
+        lay_out(nn.Conv3d(1, 2, 3), torch.channels_last)
+    with pytest.raises(ValueError, match=r"expected torch\.channels_last for an encoder of pictures, got torch\.chan"):
+        lay_out(nn.Conv2d(1, 2, 3), torch.channels_last_3d)
+
+
+def test_a_layout_reaches_the_weights() -> None:
+    encoder = nn.Conv3d(2, 2, 3)
+    lay_out(encoder, torch.preserve_format)
+    assert encoder.weight.is_contiguous()
+    lay_out(encoder, torch.channels_last_3d)
+    assert not encoder.weight.is_contiguous()
 
 
 # ---- Parts -----------------------------------------------------------------------------------------------------------

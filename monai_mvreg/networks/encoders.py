@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._inductor.config as inductor
 from torch import Tensor, nn
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
@@ -41,8 +40,8 @@ class _Constants:
                 self.copy = copy.deepcopy(network)
                 self.compiled = torch.compile(self.copy, dynamic=True)
             self.versions = versions
-        # Read where it compiles: at the first scans, and for another number or precision.
-        with inductor.patch(freezing=True):
+        # It compiles at the first scans, and for another number or precision. Not imported above: that takes seconds.
+        with torch._inductor.config.patch(freezing=True):  # type: ignore[attr-defined]
             embedding: Tensor = self.compiled(image)
         return embedding
 
@@ -243,6 +242,28 @@ def load_weights(network: nn.Module, path: str) -> nn.Module:
         )
     network.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
     return network
+
+
+def lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay the weights of a network out in memory, channels last or as they are.
+
+    Raises:
+        ValueError: for a format that is for scans of another dimension.
+
+    Example:
+        >>> lay_out(nn.Conv3d(1, 1, 3), torch.channels_last)
+        Traceback (most recent call last):
+        ValueError: memory_format: expected torch.channels_last_3d for an encoder of volumes, got torch.channels_last
+    """
+    pictures, volumes = (any(p.ndim == axes for p in network.parameters()) for axes in (4, 5))
+    if memory_format == torch.channels_last and volumes:
+        right = "torch.channels_last_3d for an encoder of volumes"
+    elif memory_format == torch.channels_last_3d and pictures:
+        right = "torch.channels_last for an encoder of pictures"
+    else:
+        network.to(memory_format=memory_format)  # type: ignore[call-overload]
+        return
+    raise ValueError(f"memory_format: expected {right}, got {memory_format}")
 
 
 def compile_encoder(encoder: nn.Module) -> None:

@@ -236,7 +236,7 @@ class StreamedImages(PrepareBatchExtraInput):
         return batchdata[CommonKeys.IMAGE], *others
 
 
-class AugmentedImages(PrepareBatch):  # type: ignore[misc]
+class AugmentedImages(PrepareBatch):
     """Prepare a batch and augment it where it is then, on the GPU: each scan as the loader would have augmented it.
 
     For batches of :class:`SeededScans` whose dataset has no random transforms. They draw what they would have drawn in

@@ -79,6 +79,8 @@ class EmbeddedScans:
 
         weights = next(encoder.parameters(), torch.empty(0))
         encoder.eval()
+        # The network inside, which is never compiled: the same bits whatever the settings.
+        plain: Any = encoder.encoder
         with torch.no_grad(), tqdm(total=len(missing), desc="embeddings", unit="scan", disable=None) as bar:
             for start in range(0, len(missing), batch_size):
                 batch = list(missing.items())[start : start + batch_size]
@@ -86,8 +88,7 @@ class EmbeddedScans:
                 images = [transform({"image": [address]})["image"] for _, address in batch]
                 if len(shapes := {tuple(image.shape) for image in images}) > 1:
                     raise ValueError(f"expected scans of one shape (1, C, *spatial), got {sorted(shapes)}")
-                # The network inside, which is never compiled: the same bits whatever the settings.
-                embedded = encoder.encoder(torch.cat(images).to(weights.device, weights.dtype)).float().cpu()
+                embedded = plain(torch.cat(images).to(weights.device, weights.dtype)).float().cpu()
                 # A file that is replaced after it was hashed must not leave its embedding under the old name.
                 if content_hashes([a for _, a in batch]) != {a: contents[a] for _, a in batch}:
                     raise ValueError("expected scans that do not change while they are read, got one that did")

@@ -196,9 +196,10 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
 
 @pytest.mark.slow
 def test_compiled_with_its_weights_as_constants_an_encoder_gives_the_same_for_any_number_of_scans() -> None:
-    encoder = PretrainedEncoder(fitted())
-    compile_encoder(encoder)
-    for weights in (fitted(), fitted()):
+    one, two = PretrainedEncoder(fitted()), PretrainedEncoder(fitted())
+    compile_encoder(one)
+    compile_encoder(two)
+    for encoder, weights in ((one, fitted()), (two, fitted()), (one, fitted())):
         encoder.encoder.load_state_dict(weights.state_dict())
         for scans in (2, 5):
             image = torch.randn(scans, 1, 8, 8)

@@ -178,7 +178,7 @@ def test_how_many_scans_are_prepared_already_is_logged(tmp_path: Path, caplog: p
     keep = kept(tmp_path / "kept")
     keep({"image": scans[1]})
     find_entries([keep], [{"image": scans}])
-    assert [record.message for record in caplog.records] == ["prepared scans: 1 are in cache_dir, 2 are not yet"]
+    assert "prepared scans: 1 are in cache_dir, 2 are not yet" in caplog.messages
 
 
 def test_training_and_evaluation_share_the_entries_and_see_the_scans_they_see_without(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.jit import is_tracing  # type: ignore[attr-defined]
+from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]
 
 
 class _Constants:
@@ -36,12 +36,13 @@ class _Constants:
         if self.copy is None or versions != self.versions:
             # Processes send each other buffers at every step, and a training ends by loading its best model.
             if self.copy is None or not _equal(weights, [*self.copy.parameters(), *self.copy.buffers()]):
-                torch.compiler.reset()  # type: ignore[no-untyped-call]
+                if self.copy is not None:
+                    torch.compiler.reset()
                 self.copy = copy.deepcopy(network)
                 self.compiled = torch.compile(self.copy, dynamic=True)
             self.versions = versions
         # It compiles at the first scans, and for another number or precision. Not imported above: that takes seconds.
-        with torch._inductor.config.patch(freezing=True):  # type: ignore[attr-defined]
+        with torch._inductor.config.patch(freezing=True):
             embedding: Tensor = self.compiled(image)
         return embedding
 
@@ -110,7 +111,7 @@ class PretrainedEncoder(nn.Module):
             with torch.no_grad():
                 if image.ndim == 2:
                     return image
-                return self.encoder(image) if torch.jit.is_scripting() else self._embed(image)
+                return self.encoder(image) if is_scripting() else self._embed(image)
         if image.ndim == 2:
             raise ValueError("expected scans (M, C, *spatial), got embeddings (M, E): the encoder is not frozen")
         return self.encoder(image)
@@ -261,7 +262,7 @@ def lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
     elif memory_format == torch.channels_last_3d and pictures:
         right = "torch.channels_last for an encoder of pictures"
     else:
-        network.to(memory_format=memory_format)  # type: ignore[call-overload]
+        network.to(memory_format=memory_format)
         return
     raise ValueError(f"memory_format: expected {right}, got {memory_format}")
 

@@ -1,19 +1,20 @@
 """Items -> batch: which patients, drawn how, and their different numbers of scans side by side."""
 
+import contextlib
 import os
 import random
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from ignite.engine import Events
-from monai.engines import PrepareBatchExtraInput
-from monai.transforms import Randomizable
-from monai.utils import CommonKeys
+from monai.engines import PrepareBatch, PrepareBatchExtraInput
+from monai.transforms import Compose, Randomizable
+from monai.utils import CommonKeys, convert_to_tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
@@ -30,7 +31,7 @@ def collate_scans(patients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         ``image`` ``(B, N, C, *spatial)``, ``mask`` ``(B, N)`` true where a scan exists, ``time`` ``(B, N)`` in days,
         ``view`` ``(B, N)``; ``label`` ``(B, K)`` and ``covariates`` ``(B, V)``, which all patients or none must have;
-        ``patient``, ``fold`` and ``groups`` (texts by column) as lists.
+        ``patient``, ``fold``, ``groups`` (texts by column) and the ``seed`` of random transforms as lists.
 
     Raises:
         ValueError: if a patient has no scan or not one date and view per scan, or scans of patients differ in shape.
@@ -60,7 +61,7 @@ def collate_scans(patients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for key in ("label", "covariates"):
         if any(key in patient for patient in patients):
             batch[key] = torch.tensor([patient[key] for patient in patients], dtype=torch.float32)
-    for key in ("patient", "fold"):
+    for key in ("patient", "fold", "seed"):
         batch[key] = [patient.get(key, "") for patient in patients]
     batch["groups"] = [patient.get("groups", {}) for patient in patients]
     return batch
@@ -187,20 +188,26 @@ class SeededScans(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, place: tuple[int, int]) -> Any:
-        """Prepare a patient; the random states of the process stay as they are."""
+        """Prepare a patient, and add its ``seed``; the random states of the process stay as they are."""
         index, seed = place
-        if isinstance(self.dataset.transform, Randomizable):
-            self.dataset.transform.set_random_state(seed)
-        # Transforms from elsewhere draw from the global states.
-        before = random.getstate(), np.random.get_state()
-        with torch.random.fork_rng(devices=[]):
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-            item = self.dataset[index]
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        return item
+        with _seeded(self.dataset.transform, seed):
+            return {**self.dataset[index], "seed": seed}
+
+
+@contextlib.contextmanager
+def _seeded(transform: Any, seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Let a transform, computing on a device, draw by a seed; the random states of the process stay as they are."""
+    if isinstance(transform, Randomizable):
+        transform.set_random_state(seed)
+    # Transforms from elsewhere draw from the global states.
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        yield
+    random.setstate(before[0])
+    np.random.set_state(before[1])
 
 
 def end_with_training(worker: int) -> None:
@@ -228,3 +235,44 @@ class StreamedImages(PrepareBatchExtraInput):
         """Move all but the image to the device."""
         _, *others = super().__call__({**batchdata, CommonKeys.IMAGE: batchdata["mask"]}, *args, **kwargs)
         return batchdata[CommonKeys.IMAGE], *others
+
+
+class AugmentedImages(PrepareBatch):
+    """Prepare a batch and augment it where it is then, on the GPU: each scan as the loader would have augmented it.
+
+    For batches of :class:`SeededScans` whose dataset has no random transforms. They draw what they would have drawn in
+    the loader, from the seed of the patient, so on a CPU the images are the same bit by bit.
+
+    Args:
+        prepare: what brings a batch to the device.
+        augmentation: dictionary transforms that take and give tensors under ``image`` and read nothing else.
+
+    Raises:
+        ValueError: if ``prepare`` leaves the images in host memory.
+    """
+
+    def __init__(self, prepare: Callable[..., Any], augmentation: Sequence[Callable[[Any], Any]]) -> None:
+        if isinstance(prepare, StreamedImages):
+            raise ValueError(
+                "augment_on_device: expected images on the device, got StreamedImages, which leaves them in host "
+                "memory: augment in the loader"
+            )
+        self.prepare, self.augmentation = prepare, Compose(augmentation)
+
+    def __call__(self, batchdata: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Prepare as ``prepare`` does, with ``image`` ``(B, N, C, *spatial)`` augmented.
+
+        Raises:
+            ValueError: for a batch of embeddings.
+        """
+        image, *others = self.prepare(batchdata, *args, **kwargs)
+        if image.ndim == 3:
+            raise ValueError("augment_on_device: expected scans, got embeddings of scans, which are not augmented")
+        counts = batchdata["mask"].sum(1).tolist()
+        augmented = []
+        for scans, count, seed in zip(image, counts, batchdata["seed"], strict=True):
+            with _seeded(self.augmentation, seed, image.device):
+                done = self.augmentation([{CommonKeys.IMAGE: scan} for scan in scans[:count]])
+            scans = [convert_to_tensor(scan[CommonKeys.IMAGE], track_meta=False).float() for scan in done]
+            augmented.append(torch.stack(scans))
+        return pad_sequence(augmented, batch_first=True), *others

@@ -75,9 +75,12 @@ class EmbeddedScans:
         names = {address: entry_name(recipe, contents[address]) for address in addresses}
         found = {name: read_embedding(self.folder, name) for name in dict.fromkeys(names.values())}
         missing = {name: address for address, name in names.items() if found[name] is None}
+        logger.info("embeddings: %d are on disk, %d are computed", len(found) - len(missing), len(missing))
 
         weights = next(encoder.parameters(), torch.empty(0))
         encoder.eval()
+        # The network inside, which is never compiled: the same bits whatever the settings.
+        plain: Any = encoder.encoder
         with torch.no_grad(), tqdm(total=len(missing), desc="embeddings", unit="scan", disable=None) as bar:
             for start in range(0, len(missing), batch_size):
                 batch = list(missing.items())[start : start + batch_size]
@@ -85,7 +88,7 @@ class EmbeddedScans:
                 images = [transform({"image": [address]})["image"] for _, address in batch]
                 if len(shapes := {tuple(image.shape) for image in images}) > 1:
                     raise ValueError(f"expected scans of one shape (1, C, *spatial), got {sorted(shapes)}")
-                embedded = encoder(torch.cat(images).to(weights.device, weights.dtype)).float().cpu()
+                embedded = plain(torch.cat(images).to(weights.device, weights.dtype)).float().cpu()
                 # A file that is replaced after it was hashed must not leave its embedding under the old name.
                 if content_hashes([a for _, a in batch]) != {a: contents[a] for _, a in batch}:
                     raise ValueError("expected scans that do not change while they are read, got one that did")

@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
-# What a network holds and does not compute with: its mode, and what watches the loading of its weights.
-_ASIDE = {"training", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"}
+# What a network holds and does not compute with: its mode, what watches the loading of its weights, a compiled copy.
+_ASIDE = {"training", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_frozen_constants"}
 
 
 def fingerprint(*things: Any) -> str:

@@ -8,6 +8,7 @@ voxels alone, and no name of a patient, file or folder.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import uuid
 from collections.abc import Hashable, Mapping, Sequence
@@ -21,6 +22,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.fingerprint import fingerprint
 from monai_mvreg.scans.content import codec_releases, content_hashes
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_once(transforms: Sequence[Transform], cache_dir: str | None) -> list[Transform]:
@@ -52,6 +55,9 @@ def find_entries(transforms: Sequence[Transform], data: Sequence[Mapping[str, An
     for transform in transforms:
         if isinstance(transform, KeptScand):
             transform.look_at([scan for patient in data for scan in patient[transform.first_key(patient)]])
+            entries = set(transform.entries.values())
+            kept = sum(entry.exists() for entry in entries)
+            logger.info("prepared scans: %d are in cache_dir, %d are not yet", kept, len(entries) - kept)
 
 
 class KeptScand(MapTransform):

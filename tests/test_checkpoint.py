@@ -131,6 +131,20 @@ def test_asked_to_stop_within_an_epoch_it_goes_on_to_the_same_numbers(
     expect_same(tmp_path, undisturbed)
 
 
+def test_augmented_on_the_device_and_stopped_it_goes_on_to_the_numbers_of_the_loader(
+    data: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    asked = command(data, tmp_path, augment_on_device=True, workers=2)
+    code, told = interrupt(tmp_path, after(0.1, tmp_path / "history.csv"), signal.SIGTERM, asked)
+    assert code == 128 + signal.SIGTERM, told[-3000:]
+    done = run(data, tmp_path, augment_on_device=True, resume=True)
+    assert done.returncode == 0 and "goes on from" in done.stderr, done.stderr[-3000:]
+    for name in ("history.csv", "predictions.csv"):
+        assert (tmp_path / name).read_text() == (undisturbed / name).read_text(), name
+    found, expected = (torch.load(folder / "models/model.pt", weights_only=True) for folder in (tmp_path, undisturbed))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_killed_it_goes_on_to_the_same_numbers(data: Path, undisturbed: Path, tmp_path: Path) -> None:
     code, _ = interrupt(tmp_path, after(0.1, tmp_path / "history.csv"), signal.SIGKILL, command(data, tmp_path))
     assert code == -signal.SIGKILL and not (tmp_path / "metrics.json").exists()

@@ -9,10 +9,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import CacheDataset, DataLoader
-from monai.transforms import Compose, RandomizableTransform
+from monai.engines import PrepareBatchExtraInput
+from monai.transforms import (
+    Compose,
+    EnsureTyped,
+    MapTransform,
+    RandAdjustContrastd,
+    RandAffined,
+    RandFlipd,
+    RandGaussianNoised,
+    Randomizable,
+    RandomizableTransform,
+)
 from torch.testing import assert_close
 
-from monai_mvreg.data import PatientBatches, SeededScans, StreamedImages, collate_scans
+from monai_mvreg.data import AugmentedImages, PatientBatches, SeededScans, StreamedImages, collate_scans
+from monai_mvreg.transforms import PackScansd, UnpackScansd
 
 
 def patient(scans: int, **more: Any) -> dict[str, Any]:
@@ -204,3 +216,83 @@ def test_images_may_stay_where_they_are() -> None:
     image, label, _, extra = prepare(batch, device="meta")
     assert image is batch["image"]
     assert {label.device.type, extra["mask"].device.type, extra["time"].device.type} == {"meta"}
+
+
+# ---- Augmented on the device -----------------------------------------------------------------------------------------
+
+
+class AnySourced(MapTransform, Randomizable):
+    """Adds noise to each scan from the three sources that transforms may draw from."""
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        drawn = self.R.uniform() + random.random() + np.random.rand()
+        return {**data, "image": data["image"] + drawn + torch.rand(1, device=data["image"].device)}
+
+
+def augmentation() -> list[Any]:
+    """As in train.yaml, and one that draws from elsewhere."""
+    return [
+        RandFlipd("image", prob=0.5, spatial_axis=0),
+        RandAffined("image", prob=0.5, rotate_range=[0.5] * 3, translate_range=[2] * 3, padding_mode="zeros"),
+        AnySourced("image"),
+        RandGaussianNoised("image", prob=0.5, std=0.1),
+        RandAdjustContrastd("image", prob=0.5, gamma=[0.8, 1.25]),
+    ]
+
+
+def augmented(device: str | None, *, workers: int = 0, done: int = 0) -> list[torch.Tensor]:
+    """Batches of patients with 1 to 3 scans, augmented in the loader or on a device."""
+    draw = torch.Generator().manual_seed(0)
+    counts = [n % 3 + 1 for n in range(7)]
+    patients = [{**patient(n), "image": [*torch.rand(n, 1, 6, 5, 4, generator=draw)]} for n in counts]
+    steps = [UnpackScansd("image"), EnsureTyped("image", track_meta=False)]
+    steps += [*([] if device else augmentation()), PackScansd("image")]
+    batches = PatientBatches(counts, 3, seed=4)
+    batches.epoch, batches.done = 2, done
+    loader = DataLoader(
+        SeededScans(CacheDataset(patients, Compose(steps), progress=False)),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate_scans,
+        generator=torch.Generator(),
+    )
+    prepare = PrepareBatchExtraInput(extra_keys={"mask": "mask"})
+    if device:
+        prepare = AugmentedImages(prepare, augmentation())
+    return [prepare({**batch, "label": batch["time"]}, torch.device(device or "cpu"))[0] for batch in loader]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmented_on_the_device_a_scan_is_the_same_as_augmented_in_the_loader(workers: int) -> None:
+    loaded = augmented(None)
+    assert_close(augmented("cpu", workers=workers), loaded, rtol=0, atol=0)
+    assert_close(augmented("cpu", workers=workers, done=1), loaded[1:], rtol=0, atol=0)
+    assert type(augmented("cpu")[0]) is torch.Tensor
+
+
+def test_augmenting_on_the_device_leaves_the_random_states_alone() -> None:
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
+    augmented("cpu")
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]  # type: ignore[index]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
+def test_on_a_gpu_the_transforms_of_the_training_draw_what_they_draw_in_the_loader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(AnySourced, "__call__", lambda self, data: data)  # each device draws by itself
+    on_gpu = augmented("cuda:0")
+    assert {image.device.type for image in on_gpu} == {"cuda"}
+    assert_close([image.cpu() for image in on_gpu], augmented(None), rtol=1e-3, atol=1e-3)
+
+
+def test_images_in_host_memory_are_not_augmented_on_a_device() -> None:
+    with pytest.raises(ValueError, match="expected images on the device, got StreamedImages"):
+        AugmentedImages(StreamedImages(extra_keys={}), [])
+
+
+def test_embeddings_are_not_augmented() -> None:
+    batch = collate_scans([{**patient(2, label=[1.0]), "image": torch.ones(2, 5)}])
+    with pytest.raises(ValueError, match="expected scans, got embeddings"):
+        AugmentedImages(PrepareBatchExtraInput(extra_keys={}), [])(batch, torch.device("cpu"))

@@ -19,7 +19,7 @@ from monai.transforms import Compose, LoadImaged, RandFlipd, ScaleIntensityRange
 from torch import nn
 
 from monai_mvreg.embeddings import EmbeddedScans, prune_embeddings, read_embedding, write_embedding
-from monai_mvreg.networks.encoders import PretrainedEncoder
+from monai_mvreg.networks.encoders import PretrainedEncoder, compile_encoder
 from monai_mvreg.networks.multiscan import MultiScanNet
 from monai_mvreg.networks.pools import MeanPool
 from monai_mvreg.scans.files import ScanError
@@ -89,6 +89,18 @@ def embed(
     return made, sum(COUNT)
 
 
+def test_a_compiled_encoder_computes_them_as_the_plain_one(
+    patients: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network, *, dynamic: lambda image: network(image) + 1)
+    encoder = PretrainedEncoder(Counted())
+    compile_encoder(encoder)
+    plain, _ = embed(patients, tmp_path / "cache")
+    _, count = embed(patients, tmp_path / "cache", encoder=encoder)
+    other, _ = embed(patients, tmp_path / "other", encoder=encoder)
+    assert count == 0 and torch.equal(other.embeddings, plain.embeddings)
+
+
 # ---- What is in them -------------------------------------------------------------------------------------------------
 
 
@@ -113,10 +125,17 @@ def test_a_network_predicts_from_embeddings_what_it_predicts_from_scans(patients
         torch.testing.assert_close(net(padded[1], mask), net(padded[0], mask), rtol=1e-6, atol=1e-6)
 
 
-def test_the_second_time_nothing_is_encoded_and_the_same_comes_out(patients: list[Any], tmp_path: Path) -> None:
+def test_the_second_time_nothing_is_encoded_and_the_same_comes_out(
+    patients: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     first, _ = embed(patients, tmp_path / "cache")
     second, count = embed(patients[::-1], tmp_path / "cache")
     assert count == 0
+    assert [r.message for r in caplog.records if r.name == "monai_mvreg.embeddings"] == [
+        "embeddings: 0 are on disk, 6 are computed",
+        "embeddings: 6 are on disk, 0 are computed",
+    ]
     assert all(torch.equal(first(patient)["image"], second(patient)["image"]) for patient in patients)
 
 

@@ -1,5 +1,6 @@
 """Scan to embedding: promises of every encoder, then freezing and pretrained weights."""
 
+import copy
 import os
 import pickle
 from collections.abc import Callable
@@ -14,13 +15,16 @@ from monai.networks.nets import resnet10
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from monai_mvreg.fingerprint import fingerprint
 from monai_mvreg.networks.encoders import (
     HistogramEncoder,
     PretrainedEncoder,
     SliceEncoder,
     TokenEncoder,
+    compile_encoder,
     cut_layer,
     embedding_size,
+    lay_out,
     load_weights,
 )
 from monai_mvreg.networks.multiscan import MultiScanNet
@@ -161,6 +165,124 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_stages_named() -> No
 def test_a_frozen_encoder_scripts_and_equals_eager() -> None:
     encoder, image = PretrainedEncoder(stages()), torch.randn(2, 1, 8, 8)
     assert_close(torch.jit.script(encoder)(image), encoder(image))
+
+
+# ---- Compiled with the weights as constants -------------------------------------------------------------------------
+
+
+def fitted() -> nn.Module:
+    """Two stages whose batch normalisation changes what it gets."""
+    encoder = stages()
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.running_var, module.weight, module.bias):
+                assert tensor is not None
+                nn.init.uniform_(tensor, 0.5, 2.0)
+    return encoder
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The networks that are compiled, by a compiler that leaves them as they are."""
+    found: list[nn.Module] = []
+
+    def stand_in(network: nn.Module, *, dynamic: bool) -> nn.Module:
+        found.append(network)
+        return network
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    return found
+
+
+@pytest.mark.slow
+def test_compiled_with_its_weights_as_constants_an_encoder_gives_the_same_for_any_number_of_scans() -> None:
+    one, two = PretrainedEncoder(fitted()), PretrainedEncoder(fitted())
+    compile_encoder(one)
+    compile_encoder(two)
+    for encoder, weights in ((one, fitted()), (two, fitted()), (one, fitted())):
+        encoder.encoder.load_state_dict(weights.state_dict())
+        for scans in (2, 5):
+            image = torch.randn(scans, 1, 8, 8)
+            with torch.no_grad():
+                expected = weights.eval()(image)
+            assert (encoder(image) - expected).norm() <= 1e-5 * expected.norm()
+            with torch.autocast("cpu", torch.bfloat16):
+                rounded = encoder(image).float()
+            assert 0 < (rounded - expected).norm() <= 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda encoder: encoder.encoder.load_state_dict(fitted().state_dict()),
+        lambda encoder: encoder.encoder.low[1].running_mean.add_(1.0),
+        lambda encoder: nn.init.uniform_(encoder.encoder.low[0].weight),
+        lambda encoder: setattr(encoder.encoder.low[0].weight, "data", torch.ones(4, 1, 3, 3)),
+        lambda encoder: encoder.half().float(),
+    ],
+)
+def test_changed_weights_are_compiled_anew(
+    change: Callable[[PretrainedEncoder], Any], compilations: list[nn.Module]
+) -> None:
+    encoder, image = PretrainedEncoder(fitted()), torch.randn(2, 1, 8, 8)
+    compile_encoder(encoder)
+    before = encoder(image)
+    change(encoder)
+    assert_close(encoder(image), encoder.encoder(image).detach(), rtol=0, atol=0)
+    assert not torch.equal(encoder(image), before) and len(compilations) == 2
+
+
+def test_the_same_weights_loaded_again_are_not_compiled_again(compilations: list[nn.Module]) -> None:
+    encoder, image = PretrainedEncoder(fitted()), torch.randn(2, 1, 8, 8)
+    compile_encoder(encoder)
+    for _ in range(3):
+        encoder(image)
+        encoder.load_state_dict({name: tensor.clone() for name, tensor in encoder.state_dict().items()})
+        encoder.to(memory_format=torch.channels_last).double().float()
+    assert len(compilations) == 1
+
+
+def test_copies_files_and_exports_of_a_compiled_encoder_are_those_of_the_plain_one(
+    compilations: list[nn.Module],
+) -> None:
+    encoder, image = PretrainedEncoder(fitted()), torch.randn(2, 1, 8, 8)
+    names, size, expected = list(encoder.state_dict()), len(pickle.dumps(encoder)), encoder(image)
+    compile_encoder(encoder)
+    encoder(image)
+    assert list(encoder.state_dict()) == names and len(pickle.dumps(encoder)) < size + 200
+    for other in (torch.jit.script(encoder), torch.jit.trace(encoder, image)):
+        assert_close(other(image), expected, rtol=0, atol=0)
+    assert len(compilations) == 1
+    for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        with torch.no_grad():
+            other.encoder.low[0].weight.add_(1.0)
+        assert_close(other(image), other.encoder(image).detach(), rtol=0, atol=0)
+    assert_close(encoder(image), expected, rtol=0, atol=0)
+
+
+def test_a_compiled_encoder_has_the_fingerprint_of_the_plain_one(compilations: list[nn.Module]) -> None:
+    encoder = PretrainedEncoder(fitted())
+    before = fingerprint(encoder)
+    compile_encoder(encoder)
+    encoder(torch.randn(2, 1, 8, 8))
+    assert fingerprint(encoder) == before and compilations
+
+
+def test_a_layout_for_pictures_is_refused_for_volumes_and_the_other_way_round() -> None:
+    with pytest.raises(
+        ValueError, match=r"expected torch\.channels_last_3d for an encoder of volumes, got torch\.chan"
+    ):
+        lay_out(nn.Conv3d(1, 2, 3), torch.channels_last)
+    with pytest.raises(ValueError, match=r"expected torch\.channels_last for an encoder of pictures, got torch\.chan"):
+        lay_out(nn.Conv2d(1, 2, 3), torch.channels_last_3d)
+
+
+def test_a_layout_reaches_the_weights() -> None:
+    encoder = nn.Conv3d(2, 2, 3)
+    lay_out(encoder, torch.preserve_format)
+    assert encoder.weight.is_contiguous()
+    lay_out(encoder, torch.channels_last_3d)
+    assert not encoder.weight.is_contiguous()
 
 
 # ---- Parts -----------------------------------------------------------------------------------------------------------

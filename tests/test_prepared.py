@@ -172,6 +172,15 @@ def test_without_a_folder_the_transforms_stay_and_with_one_a_list_of_scans_is_pr
     assert [keep(scan)["image"].shape for scan in unpack(patient)] == [(1, 8, 8, 8)] * 2
 
 
+def test_how_many_scans_are_prepared_already_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    scans = [write_scan(tmp_path / f"{number}.nii", seed=number) for number in range(3)]
+    keep = kept(tmp_path / "kept")
+    keep({"image": scans[1]})
+    find_entries([keep], [{"image": scans}])
+    assert "prepared scans: 1 are in cache_dir, 2 are not yet" in caplog.messages
+
+
 def test_training_and_evaluation_share_the_entries_and_see_the_scans_they_see_without(tmp_path: Path) -> None:
     bundle = Path(__file__).parents[1] / "bundle"
     scans = [write_scan(tmp_path / f"{number}.nii.gz", seed=number) for number in range(2)]

@@ -169,6 +169,20 @@ def test_two_processes_give_the_numbers_of_one(data: Path, tmp_path: Path, more:
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
 
 
+def test_each_process_drops_out_by_itself(data: Path, tmp_path: Path) -> None:
+    draw = "$torch.save(torch.rand(3), @output_dir + '/' + str(@rank))"
+    (data / "draw.yaml").write_text(yaml.safe_dump({"+run": [draw]}))
+    table = pd.read_csv(data / "cohort.csv")
+    table["fold"] = (np.arange(18) >= 6).astype(int)  # so even that both draw equally often
+    table.to_csv(data / "even.csv", index=False)
+    started = command(data, tmp_path, processes=2, epochs=1, dropout=0.5, cohort_file=data / "even.csv")
+    files = started.index("--config_file") + 1
+    started[files] = started[files].replace("]", f", '{data / 'draw.yaml'}']")
+    train(started)
+    one, two = (torch.load(tmp_path / rank) for rank in "01")
+    assert not torch.equal(one, two)
+
+
 def children(process: int) -> list[int]:
     found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False).stdout.split()
     return [int(child) for child in found]

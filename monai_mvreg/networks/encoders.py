@@ -4,12 +4,56 @@ Encoders come from timm (``timm.create_model(name, num_classes=0, in_chans=C)``)
 here add what those lack: freezing that stays frozen, the end cut off, slices of a volume, weights from a file.
 """
 
+import copy
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]
+
+
+class _Constants:
+    """A frozen network compiled with its weights as constants, once, and anew when they have changed.
+
+    As constants they are folded (batch normalisation into convolutions), cast and laid out for the processor before
+    the first step. The copy that is compiled belongs to this process alone: no state dict, file or copy of the network
+    holds it.
+    """
+
+    def __init__(self) -> None:
+        self.copy: nn.Module | None = None
+        self.compiled: Callable[[Tensor], Any]
+        self.versions: list[tuple[int, int]]
+
+    def __call__(self, network: nn.Module, image: Tensor) -> Tensor:
+        """Embed ``(M, C, *spatial)`` as the network does."""
+        weights = [*network.parameters(), *network.buffers()]
+        # A change in place counts the version up; a move to a device or precision takes another place.
+        versions = [(weight.data_ptr(), weight._version) for weight in weights]
+        if self.copy is None or versions != self.versions:
+            # Processes send each other buffers at every step, and a training ends by loading its best model.
+            if self.copy is None or not _equal(weights, [*self.copy.parameters(), *self.copy.buffers()]):
+                if self.copy is not None:
+                    torch.compiler.reset()
+                self.copy = copy.deepcopy(network)
+                self.compiled = torch.compile(self.copy, dynamic=True)
+            self.versions = versions
+        # It compiles at the first scans, and for another number or precision. Not imported above: that takes seconds.
+        with torch._inductor.config.patch(freezing=True):
+            embedding: Tensor = self.compiled(image)
+        return embedding
+
+    def __reduce__(self) -> Any:
+        return _Constants, ()
+
+
+def _equal(weights: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether tensors are the same in value, precision and place."""
+    pairs = list(zip(weights, others, strict=True))
+    return all(a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in pairs)
 
 
 class PretrainedEncoder(nn.Module):
@@ -43,6 +87,7 @@ class PretrainedEncoder(nn.Module):
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad = any(fnmatch.fnmatchcase(name, pattern) for pattern in learn)
         self.frozen = not learn
+        self._frozen_constants: _Constants | None = None
         self.train()
 
     def train(self, mode: bool = True) -> "PretrainedEncoder":
@@ -64,10 +109,20 @@ class PretrainedEncoder(nn.Module):
         """
         if self.frozen:
             with torch.no_grad():
-                return image if image.ndim == 2 else self.encoder(image)
+                if image.ndim == 2:
+                    return image
+                return self.encoder(image) if is_scripting() else self._embed(image)
         if image.ndim == 2:
             raise ValueError("expected scans (M, C, *spatial), got embeddings (M, E): the encoder is not frozen")
         return self.encoder(image)
+
+    @torch.jit.unused
+    def _embed(self, image: Tensor) -> Tensor:
+        # What is exported keeps its weights as weights.
+        if self._frozen_constants is None or is_tracing() or torch.compiler.is_compiling():
+            embedding: Tensor = self.encoder(image)
+            return embedding
+        return self._frozen_constants(self.encoder, image)
 
 
 class SliceEncoder(nn.Module):
@@ -188,6 +243,43 @@ def load_weights(network: nn.Module, path: str) -> nn.Module:
         )
     network.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
     return network
+
+
+def lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay the weights of a network out in memory, channels last or as they are.
+
+    Raises:
+        ValueError: for a format that is for scans of another dimension.
+
+    Example:
+        >>> lay_out(nn.Conv3d(1, 1, 3), torch.channels_last)
+        Traceback (most recent call last):
+        ValueError: memory_format: expected torch.channels_last_3d for an encoder of volumes, got torch.channels_last
+    """
+    pictures, volumes = (any(p.ndim == axes for p in network.parameters()) for axes in (4, 5))
+    if memory_format == torch.channels_last and volumes:
+        right = "torch.channels_last_3d for an encoder of volumes"
+    elif memory_format == torch.channels_last_3d and pictures:
+        right = "torch.channels_last for an encoder of pictures"
+    else:
+        network.to(memory_format=memory_format)
+        return
+    raise ValueError(f"memory_format: expected {right}, got {memory_format}")
+
+
+def compile_encoder(encoder: nn.Module) -> None:
+    """Compile an encoder for any number of scans; one that is frozen with its weights as constants.
+
+    A frozen one is compiled at its first scans, and again if other weights are loaded. ``state_dict``, exports and
+    copies are those of the encoder that is not compiled.
+
+    Args:
+        encoder: a network ``(M, C, *spatial) -> (M, E)``, on the device and in the memory format that it shall run in.
+    """
+    if isinstance(encoder, PretrainedEncoder) and encoder.frozen:
+        encoder._frozen_constants = _Constants()
+    else:
+        encoder.compile(dynamic=True)
 
 
 def embedding_size(encoder: nn.Module, shape: Sequence[int]) -> int:

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
 from monai_mvreg.data import collate_scans
+from monai_mvreg.networks.encoders import compile_encoder
 
 CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
 SIZE = 224
@@ -90,6 +91,14 @@ WORKS = {
 }
 
 
+def bfloat16_is_built_in() -> bool:
+    """Whether the processor computes in bfloat16 itself; one that emulates it gains nothing."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and any(name in flags.read_text() for name in ("avx512_bf16", "amx_bf16"))
+
+
 def timed(step: Callable[[], Any]) -> tuple[float, float]:
     """CPU seconds of this process and wall seconds, to the end of what the GPU was given."""
     cpu, wall = time.process_time(), time.perf_counter()
@@ -117,7 +126,7 @@ class Ours:
         self.net = parser.get_parsed_content("network_def").to(DEVICE)
         self.net.to(memory_format=parser.get_parsed_content("memory_format"))
         if parser.get_parsed_content("compile"):
-            self.net.encoder.compile(dynamic=True)
+            compile_encoder(self.net.encoder)
         self.inferer = parser.get_parsed_content("train#inferer")
         self.loss = parser.get_parsed_content("loss_function").to(DEVICE)
         self.optimizer = parser.get_parsed_content("optimizer")
@@ -166,19 +175,19 @@ class Ours:
 
 
 def ours(work: Work, *, compiled: bool) -> tuple[dict[str, Step], dict[str, float]]:
-    """Steps of our settings, one more switched on from row to row, and how far their embeddings are from the first."""
-    plain: dict[str, Any] = {"memory_format": torch.preserve_format}
-    settings = {"float32": plain, "+ channels-last": {}, "+ bfloat16": {"bfloat16": True}}
+    """Steps of our settings, and how far their embeddings are from the first; bfloat16 where it is built in."""
     ragged = len(set(work.counts)) > 1
-    if ragged:
-        settings = {"float32": plain, "+ channels-last, bfloat16": {"bfloat16": True}}
-    elif compiled and work.frozen:
-        settings["+ compile"] = {"bfloat16": True, "compile": True}
+    rounded = {"bfloat16": bfloat16_is_built_in()}
+    settings: dict[str, dict[str, Any]] = {"float32": {"memory_format": torch.preserve_format}, "+ channels-last": {}}
+    if rounded["bfloat16"]:
+        settings["+ channels-last, bfloat16"] = rounded
+    if compiled and work.frozen and not ragged:
+        settings |= {f"{name}, compile": {**own, "compile": True} for name, own in settings.items() if name[0] == "+"}
     made = {f"monai_mvreg, {name}": Ours(work, **setting) for name, setting in settings.items()}
     first = next(iter(made.values())).embeddings()
     differences = {name: ((side.embeddings() - first).norm() / first.norm()).item() for name, side in made.items()}
     if ragged:
-        made["the same, padded"] = Ours(work, bfloat16=True)
+        made["the same, padded"] = Ours(work, **rounded)
         made["the same, padded"].pad()
     elif work.frozen:
         made["monai_mvreg, embeddings kept"] = Ours(work)

@@ -121,22 +121,17 @@ def _predicted(
     options: argparse.Namespace, predictor: Predictor
 ) -> tuple[list[tuple[Patient, Prediction]], list[NoPrediction]]:
     """Predict the patient of a folder, or all of a table; of one in a table nothing may be known, and is told."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    from monai_mvreg.predict.selection import FoundPatient, find_patient
-    from monai_mvreg.prediction import NoPrediction
+    from monai_mvreg.predict.selection import find_patient
+    from monai_mvreg.prediction import Prediction
 
     home = _home(options)
     if not _is_table(options):
         found = find_patient(options.source, predictor.trained, covariates=_covariates(options))
         return [(found.patient, predictor.predict(found, home=home))], []
-    predicted, unpredicted = [], []
-    for patient in tqdm(_cohort(options, predictor).patients, "patients", unit="patient", disable=None):
-        try:
-            predicted.append((patient, predictor.predict(FoundPatient(patient, {}, ()), home=home)))
-        except ValueError as error:
-            unpredicted.append(NoPrediction(patient.key, str(error)))
-    return predicted, unpredicted
+    cohort = _cohort(options, predictor)
+    both = list(zip(cohort.patients, predictor.predict_cohort(cohort, home=home), strict=True))
+    predicted = [(patient, one) for patient, one in both if isinstance(one, Prediction)]
+    return predicted, [one for _, one in both if not isinstance(one, Prediction)]
 
 
 def _tell(unpredicted: Sequence[NoPrediction]) -> None:

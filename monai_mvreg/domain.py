@@ -165,7 +165,7 @@ class Domain:
         found = {}
         if not self.scans[0] <= scans <= self.scans[1]:
             found["scans"] = f"{scans} scans, training saw {_span(self.scans)} a patient"
-        if _outside([follow_up], [self.follow_up]):
+        if scans > 1 and _outside([follow_up], [self.follow_up]):
             found["follow_up"] = f"scans over {follow_up:g} days, training saw {_span(self.follow_up)}"
         return found
 

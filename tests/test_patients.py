@@ -72,7 +72,7 @@ def test_a_patient_without_a_prediction_does_not_stop_the_others_and_is_told(
     with pytest.raises(SystemExit) as end:
         run("predict", table, models, "--out", tmp_path / "out")
     assert end.value.code == 1
-    assert "error: nothing could be predicted for 1 patients" in capsys.readouterr().err
+    assert "error: nothing could be predicted for 1 patient\n" in capsys.readouterr().err
     whole = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [one["patient"] for one in whole["predictions"]] == ["p0", "p2"]
     assert [one["patient"] for one in whole["unpredicted"]] == ["p1"]
@@ -86,7 +86,7 @@ def test_predict_refuses_in_one_line(
     assert "expected --covariate NAME=NUMBER, got 'age'" in mistake(
         capsys, "predict", folder, *model, "--covariate", "age"
     )
-    assert "expected covariates of []" in mistake(capsys, "predict", folder, *model, "--covariate", "age=3")
+    assert "expected no covariates for this model" in mistake(capsys, "predict", folder, *model, "--covariate", "age=3")
     assert "expected covariates in the table" in mistake(capsys, "predict", table, *model, "--covariate", "age=3")
     assert "expected a column 'when'" in mistake(capsys, "predict", table, *model, "--day", "when")
 

@@ -211,6 +211,12 @@ def test_scans_unlike_those_of_the_training_are_told(predictor: Predictor, tmp_p
     }
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected a GPU for the device cuda, found none"):
+        Predictor.from_bundle(BUNDLE, models=tmp_path, device="cuda")
+
+
 def test_a_missing_covariate_is_told_and_a_strange_one_refused(folder: Path, tmp_path: Path) -> None:
     models = write_model(tmp_path / "model" / "models", **{"columns#covariates": {"age": "number", "sex": ["F", "M"]}})
     predictor = Predictor.from_bundle(BUNDLE, models=models)

@@ -60,3 +60,28 @@ def test_where_no_scan_is_left_the_reasons_are_named(model: Trained, tmp_path: P
         find_patient(tmp_path / "p", model)
     with pytest.raises(ScanError):
         find_patient(tmp_path / "q", model)
+
+
+def test_files_that_could_not_be_read_are_warned_of_and_those_of_other_kinds_are_not(
+    model: Trained, tmp_path: Path
+) -> None:
+    write_visit(tmp_path / "p" / "mr", date="20200110", seed=1)
+    (tmp_path / "p" / "notes.txt").write_text("nothing")
+    write_visit(tmp_path / "p" / "scout", date="20200505", seed=6, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    assert find_patient(tmp_path / "p", model).warnings == ()
+    cut = write_visit(tmp_path / "p" / "later", date="20200120", seed=2) / "im1"
+    cut.write_bytes(cut.read_bytes()[:-40])
+    found = find_patient(tmp_path / "p", model)
+    assert [(w.check, w.message) for w in found.warnings] == [("left_out", "files or series that could not be read: 1")]
+
+
+def test_scans_that_do_not_say_whose_they_are_are_warned_of(model: Trained, tmp_path: Path) -> None:
+    write_scan(tmp_path / "one" / "t1_2020-01-01.nii", seed=2)
+    write_scan(tmp_path / "one" / "t1_2020-02-01.nii", seed=3)
+    assert find_patient(tmp_path / "one", model).warnings == ()
+    write_scan(tmp_path / "several" / "a" / "t1_2020-01-01.nii", seed=2)
+    write_scan(tmp_path / "several" / "b" / "t1_2020-02-01.nii", seed=3)
+    assert [w.check for w in find_patient(tmp_path / "several", model).warnings] == ["patient"]
+    write_visit(tmp_path / "two" / "mr", date="20200110", seed=1)
+    write_scan(tmp_path / "two" / "t1_2020-01-01.nii", seed=2)
+    assert [w.check for w in find_patient(tmp_path / "two", model).warnings] == ["patient"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for what the user can mend, 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
+    # MONAI tells every user without NVIDIA's codec that it is not there; it is not needed.
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
     try:
         options.verb(options)
     except KeyboardInterrupt:
@@ -73,6 +79,8 @@ def _demo(options: argparse.Namespace) -> None:
         print(f"  {name:<30} {error.value:.2f} {UNIT} ({error.low:.2f} to {error.high:.2f})")
     print(f"With all scans, R2 is {result.r2.value:.2f} ({result.r2.low:.2f} to {result.r2.high:.2f}).")
     print(f"Report: {result.report}")
+    place = shlex.quote(str(options.out))
+    print(f"One patient: mvreg report {place}/cohort/dicom/DEMO-000 --models {place}/models --out patient.html")
     print("\nNext, with your own data:")
     print("  mvreg scan FOLDER --out cohort.csv    finds your scans (for a BIDS data set: mvreg bids)")
     print(f"  {ADD_TARGET}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,9 @@ def _add_model(verb: argparse.ArgumentParser, *, sources: str | None = None) -> 
 
 
 def _predictor(options: argparse.Namespace) -> Predictor:
+    if not options.source.exists():  # before all that takes time
+        raise FileNotFoundError(f"expected a patient's folder or a table of scans, there is none at {options.source}")
+
     from monai_mvreg.predict.predictor import Predictor
 
     return Predictor.from_bundle(
@@ -137,7 +141,7 @@ def _predicted(
 def _tell(unpredicted: Sequence[NoPrediction]) -> None:
     """End with 1 where something could not be predicted."""
     if unpredicted:
-        print(f"error: nothing could be predicted for {len(unpredicted)} patients", file=sys.stderr)
+        print(f"error: nothing could be predicted for {_count(len(unpredicted), 'patient')}", file=sys.stderr)
         for reason in dict.fromkeys(one.reason for one in unpredicted[:5]):
             print(f"  {reason}", file=sys.stderr)
         raise SystemExit(1)
@@ -171,17 +175,19 @@ def _explain(options: argparse.Namespace) -> None:
 
     predictor, methods = _predictor(options), {name: METHODS[name] for name in options.method or METHODS}
     predicted, unpredicted = _predicted(options, predictor)
-    places = []
+    places, checks = [], {}
     for at, (patient, prediction) in enumerate(predicted, start=1):
         place = options.out / f"patient-{at}" if _is_table(options) else options.out
         part = used_part(patient, prediction, home=_home(options))
-        explain_patient(predictor, part, place, methods=methods, number=options.number)
+        checks = dict(explain_patient(predictor, part, place, methods=methods, number=options.number).checks)
         places.append(place / "explanation.json")
     if options.json:
         print("[" + ",\n".join(place.read_text(encoding="utf-8") for place in places) + "]")
     else:
-        print(f"Maps of {len(places)} patients, on the grids of their scans: {options.out}")
-        print("Open a scan and its map together in any viewer; what they mean and do not mean: docs/explain.md")
+        print(f"Maps of {_count(len(places), 'patient')}, on the grids of their scans: {options.out}")
+        for name, check in checks.items():
+            print(f"{name}: alike to maps of a random head {check.head:.2f}, of a random network {check.whole:.2f}")
+        print("Near 1 a map shows the scan and not what was learned: do not use it. More: docs/explain.md")
     _tell(unpredicted)
 
 
@@ -216,6 +222,8 @@ def _patient_pages(options: argparse.Namespace) -> tuple[list[Path], list[NoPred
     pages = []
     for at, (patient, prediction) in enumerate(predicted, start=1):
         part = used_part(patient, prediction, home=_home(options))
+        if options.identify and not table:  # of a folder, its name is what is known
+            prediction = replace(prediction, patient=options.source.name)
         pages.append(options.out / f"patient-{at}.html" if table else options.out)
         write_patient_report(
             pages[-1],
@@ -236,6 +244,10 @@ def _write_whole(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def _told(prediction: Prediction) -> str:
     """One prediction in lines of text."""
     lines = []
@@ -253,7 +265,7 @@ def _told(prediction: Prediction) -> str:
         for day, risk in zip(prediction.survival.horizons, prediction.survival.risks, strict=True):
             lines.append(f"chance of the event by day {day:g}: {risk:.1%}")
     lines.append(
-        f"\nfrom {len(prediction.scans)} scans (day, weight, and how much lower it would be without the scan):"
+        f"\nfrom {_count(len(prediction.scans), 'scan')} (day, weight, and how much lower it would be without it):"
     )
     for place, scan in enumerate(prediction.scans, start=1):
         parts = "-" if scan.contributions is None else ", ".join(f"{part:+.4g}" for part in scan.contributions)

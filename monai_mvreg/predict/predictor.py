@@ -104,8 +104,10 @@ class Predictor:
 
         Raises:
             FileNotFoundError: if there is no trained model.
-            ValueError: if a file of it holds something else.
+            ValueError: if a file of it holds something else, or there is no such device.
         """
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"expected a GPU for the device {device}, found none")
         place = models or bundle / "models"
         made = cls(read_trained(bundle, place, torch.device(device)), kept=kept)
         if not (place / "settings.json").is_file():
@@ -245,7 +247,7 @@ class Predictor:
         if not seen:
             reasons = "; ".join(dict.fromkeys(item.reason for item in left_out))
             raise ValueError(f"expected a scan that can be read, got none: {reasons}")
-        warnings = []
+        warnings = list(found.warnings)
         if unreadable:
             warnings.append(Caution("left_out", f"{unreadable} of {len(rows)} scans could not be used"))
         undated = self.trained.settings["dated"] and found.headers and len(seen) > 1

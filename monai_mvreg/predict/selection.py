@@ -10,19 +10,23 @@ from pathlib import Path
 from monai_mvreg.cohort.sources import date_in
 from monai_mvreg.cohort.table import Patient
 from monai_mvreg.predict.trained import Trained
-from monai_mvreg.prediction import UnusedScan
+from monai_mvreg.prediction import Caution, UnusedScan
 from monai_mvreg.scans import addresses
 from monai_mvreg.scans.find import Scan, find_scans
 from monai_mvreg.scans.stacks import Stack
 
+# How the reasons begin for what is no scan at all, and so no loss.
+_NO_SCAN = ("no scan", "a DICOMDIR", "a zip", "the header of", "a DICOM file without pixels")
+
 
 @dataclass(frozen=True)
 class FoundPatient:
-    """The scans of one patient as they were found: ``headers`` by address, and what is not used."""
+    """The scans of one patient as they were found: ``headers`` by address, what is not used, what to keep in mind."""
 
     patient: Patient
     headers: Mapping[str, Scan]
     left_out: tuple[UnusedScan, ...]
+    warnings: tuple[Caution, ...] = ()
 
 
 def find_patient(folder: Path, trained: Trained, *, covariates: Mapping[str, float] | None = None) -> FoundPatient:
@@ -46,7 +50,8 @@ def find_patient(folder: Path, trained: Trained, *, covariates: Mapping[str, flo
         views = ", ".join(trained.views)
         raise ValueError(f"expected a table with the view of each scan, one of {views}, got the folder {folder}")
     if strange := sorted(set(covariates or {}) - set(trained.covariates)):
-        raise ValueError(f"expected covariates of {list(trained.covariates)}, got {strange}")
+        known = f"covariates of {list(trained.covariates)}" if trained.covariates else "no covariates for this model"
+        raise ValueError(f"expected {known}, got {strange}")
     found, refused = find_scans(folder)
     left_out = [UnusedScan(inside(item.path.as_posix(), folder), item.reason) for item in refused]
     if (people := len({scan.patient for scan in found if scan.patient})) > 1:
@@ -81,7 +86,14 @@ def find_patient(folder: Path, trained: Trained, *, covariates: Mapping[str, flo
         target=(),
         covariates=tuple((covariates or {}).get(name, math.nan) for name in trained.covariates),
     )
-    return FoundPatient(patient, taken, tuple(left_out))
+    damaged = sum(item.scan is None and not item.reason.startswith(_NO_SCAN) for item in refused)
+    warnings = [Caution("left_out", f"files or series that could not be read: {damaged}")] if damaged else []
+    nobodys = [scan for scan in taken.values() if not scan.patient]
+    homes = {inside(scan.address, folder).rpartition("/")[0].partition("/")[0] for scan in nobodys}
+    if nobodys and (len(nobodys) < len(taken) or len(homes) > 1):
+        sentence = f"{len(nobodys)} of {len(taken)} scans do not say whose they are: check that all are of one patient"
+        warnings.append(Caution("patient", sentence))
+    return FoundPatient(patient, taken, tuple(left_out), tuple(warnings))
 
 
 def date_of(scan: Scan, home: Path) -> int | None:

@@ -94,6 +94,8 @@ def read_trained(bundle: Path, models: Path, device: torch.device) -> Trained:
     if not (models / "settings.json").is_file():
         places = sorted(place / "models" for place in models.glob("fold-*_seed-*"))
         places = [place for place in places if (place / "settings.json").is_file()]
+    if not places and (models / "models" / "settings.json").is_file():
+        raise FileNotFoundError(f"expected a trained model in {models}, found one in {models / 'models'}: give that")
     if not places:
         raise FileNotFoundError(
             f"expected a trained model in {models}, found no settings.json: train, or give --models"

@@ -8,6 +8,11 @@ from collections.abc import Callable
 from monai_mvreg.prediction import Prediction
 
 _HIDDEN = "[hidden]"
+# A file or a path that a reason quotes, and what stands alone before a colon and is no plain word.
+_FILES = (
+    r"[^\s:;,()]*[^\s:;,().\\/]\.[A-Za-z][A-Za-z0-9]{1,7}(?:\.gz)?(?![\w.])"
+    r"|[^\s:;,()]+/[^\s:;,()]*|(?<=: )(?=\S*[A-Z0-9_])[^\s:]+(?=: )"
+)
 
 
 def cleaner(prediction: Prediction) -> Callable[[str], str]:
@@ -33,9 +38,9 @@ def cleaner(prediction: Prediction) -> Callable[[str], str]:
     patterns = {name: rf"(?<=[\\/]){re.escape(name)}(?!\w)|(?<!\w){re.escape(name)}(?=[\\/])" for name in in_paths}
     patterns |= {name: rf"(?<!\w){re.escape(name)}(?!\w)" for name in alone}
     patterns |= {name: re.escape(name) for name in anywhere}
-    if not patterns:
-        return str
+    patterns["files"] = _FILES
     # The longest first: of a name, its first part alone would leave the rest.
-    either = "|".join(patterns[name] for name in sorted(patterns, key=len, reverse=True))
+    ordered = sorted(patterns, key=lambda name: (name != "files", len(name)), reverse=True)
+    either = "|".join(patterns[name] for name in ordered)
     pattern = re.compile(rf"(?:{either})(?:[\\/]+(?:{either}))*")
     return lambda text: pattern.sub(_HIDDEN, text)

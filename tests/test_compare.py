@@ -215,6 +215,7 @@ def test_a_search_without_optuna_says_what_to_install(tmp_path: Path, monkeypatc
         search(Plan(tmp_path, (), tmp_path, {}), SPACE, tmp_path, trials=1)
 
 
+@pytest.mark.slow
 def test_a_search_runs_the_bundle_and_stands_beside_the_baselines(tmp_path: Path) -> None:
     plan = plan_of(study(tmp_path / "data"))
     runs = search(plan, {"learning_rate": {"low": 0.001, "high": 0.01}}, tmp_path / "out", trials=1)

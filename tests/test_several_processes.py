@@ -195,7 +195,7 @@ def test_when_a_process_is_killed_all_end_with_an_error_and_go_on_later(data: Pa
     run = command(data, tmp_path / "cut", processes=2, augmentation=slow, dropout=0.3)
     with (tmp_path / "log").open("w") as log:
         launcher = subprocess.Popen(run, env=ALONE, stdout=log, stderr=log)
-        while launcher.poll() is None and not (tmp_path / "cut/history.csv").exists():
+        while launcher.poll() is None and not (tmp_path / "cut/checkpoint.pt").exists():
             time.sleep(0.01)
         os.kill(children(launcher.pid)[1], signal.SIGKILL)
         began = time.monotonic()

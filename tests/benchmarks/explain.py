@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 PACKS = ROOT.parent / "shared" / "data"
 POOLS = "monai_mvreg.networks.pools"
 VOXEL = 4.5  # mm, of growth3d
-MOST = 40  # patients with volumes whose maps are made: occlusion of one takes a quarter of a minute
+MOST = 20  # patients with volumes whose maps are made: occlusion of one takes five to ten seconds of CPU
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,15 @@ def test_scans_of_the_same_kind_are_as_rare_as_chance_says(draw: np.random.Gener
     assert kstest(rarities, "uniform").pvalue > 0.01
 
 
+def test_a_scan_as_far_as_the_farthest_known_one_is_not_farther(draw: np.random.Generator) -> None:
+    held_out = correlated(draw, 50, 3)
+    cloud = fit_cloud(correlated(draw, 100, 3), held_out)
+    assert cloud is not None
+    farthest = held_out[cloud.distance(held_out).argmax()]
+    tied = replace(cloud, distances=tuple(sorted(cloud.distance(held_out).tolist())))
+    assert tied.rarity(farthest) == pytest.approx(2 / 51)
+
+
 def test_what_is_far_along_no_axis_of_the_training_is_rare(draw: np.random.Generator) -> None:
     flat = np.concatenate([correlated(draw, 200, 3), np.zeros((200, 7))], axis=1)
     cloud = fit_cloud(flat[:100], flat[100:])

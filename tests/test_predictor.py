@@ -190,6 +190,15 @@ def test_a_scan_of_a_table_that_cannot_be_read_is_told_and_the_others_are_used(
     assert [scan.address for scan in found.scans] == ["1.nii", "2.nii"]
 
 
+def test_days_count_from_the_first_scan_that_was_used(predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "0.nii").write_bytes(b"no scan" * 100)
+    rows = [{"patient": "p", "path": write_scan(tmp_path / f"{at}.nii", seed=at).name, "day": 30 * at} for at in (1, 3)]
+    pd.DataFrame([{"patient": "p", "path": "0.nii", "day": 0}, *rows]).to_csv(tmp_path / "cohort.csv", index=False)
+    cohort = read_cohort(str(tmp_path / "cohort.csv"), Columns(day="day"), images=str(tmp_path))
+    [found] = of_table(predictor, cohort, tmp_path)
+    assert [scan.day for scan in found.scans] == [0.0, 60.0]
+
+
 def test_a_patient_without_a_readable_scan_has_no_number(predictor: Predictor, tmp_path: Path) -> None:
     (tmp_path / "3.nii").write_bytes(b"no scan" * 100)
     pd.DataFrame([{"patient": "p", "path": "3.nii", "day": 3}]).to_csv(tmp_path / "cohort.csv", index=False)

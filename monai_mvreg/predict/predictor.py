@@ -158,7 +158,7 @@ class Predictor:
         for patient in tqdm(cohort.patients, "patients", unit="patient", disable=None):
             try:
                 yield self.predict(FoundPatient(patient, {}, ()), home=home)
-            except ValueError as error:
+            except ScanError as error:
                 yield NoPrediction(patient.key, str(error))
 
     def predict(self, found: FoundPatient, *, home: Path) -> Prediction:
@@ -169,7 +169,7 @@ class Predictor:
             home: the folder that addresses in the result are relative to.
 
         Raises:
-            ValueError: if none of the scans can be read; the reasons are named.
+            ScanError: if none of the scans can be read; the reasons are named.
         """
         seen, left_out, warnings = self._look_at(found, home)
         days = [scan.day for scan in seen]
@@ -246,7 +246,7 @@ class Predictor:
             seen.append(_Seen(address, day, view, content, facts, embeddings))
         if not seen:
             reasons = "; ".join(dict.fromkeys(item.reason for item in left_out))
-            raise ValueError(f"expected a scan that can be read, got none: {reasons}")
+            raise ScanError(f"expected a scan that can be read, got none: {reasons}")
         warnings = list(found.warnings)
         if unreadable:
             warnings.append(Caution("left_out", f"{unreadable} of {len(rows)} scans could not be used"))

@@ -157,9 +157,9 @@ def gradcam(number: NumberByScan, image: Tensor, *, layer: str | None = None) ->
 def spatial_layer(encoder: nn.Module, image: Tensor) -> str:
     """Find the last module of an encoder that still tells places of the scan apart, and that all of it passes through.
 
-    It has at least seven places along an axis, as in a ResNet that sees 224 pixels, if there is such a module: fewer, as
-    behind five halvings of a small volume, cannot point at anything. A module in one branch of a residual block is none:
-    what takes the other branch would be missing from the map.
+    It has at least seven places along an axis, as in a ResNet that sees 224 pixels, if there is such a module: fewer,
+    as behind five halvings of a small volume, cannot point at anything. A module in one branch of a residual block is
+    none: what takes the other branch would be missing from the map.
 
     Args:
         encoder: ``(M, C, *spatial) -> (M, E)``, none of it frozen.

@@ -93,7 +93,7 @@ class Predictor:
     ) -> Predictor:
         """Read a trained bundle.
 
-        A bundle's configs are code: read only those you trust.
+        A bundle's configs and ``settings.json`` are code: read only those you trust.
 
         Args:
             bundle: the folder of the bundle.

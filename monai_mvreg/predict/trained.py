@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -23,13 +22,14 @@ from monai_mvreg.scans.files import ScanError
 from monai_mvreg.scans.find import Scan
 from monai_mvreg.scans.read import scan_at
 from monai_mvreg.scans.reader import ScanReader
+from monai_mvreg.weights import read_weights, set_weights, weights_file, weights_hash
 
 
 @dataclass(frozen=True)
 class Member:
     """One trained network, in evaluation mode.
 
-    ``weights`` is the SHA-256 of its file; ``intervals`` has one entry for each target, and is empty for a time to
+    ``weights`` is the SHA-256 of its tensors; ``intervals`` has one entry for each target, and is empty for a time to
     event, which has ``curves``. ``fold`` is the part of the cohort that a network of a cross-validation has not seen.
     """
 
@@ -76,7 +76,7 @@ class Trained:
 def read_trained(bundle: Path, models: Path, device: torch.device) -> Trained:
     """Read a trained model, or all those of a cross-validation, as files of settings and weights.
 
-    A bundle's configs are code: read only those you trust. Weights are read as numbers alone.
+    A bundle's configs and ``settings.json`` are code: read only those you trust. Weights are read as numbers alone.
 
     Args:
         bundle: the folder of the bundle.
@@ -145,15 +145,13 @@ def _parser(config: Path, settings: Mapping[str, Any]) -> ConfigParser:
 def _member(place: Path, config: Path, settings: Mapping[str, Any], survival: bool, device: torch.device) -> Member:
     # A parser keeps the objects that it makes: each network needs one of its own.
     network = _parser(config, settings).get_parsed_content("network_def")
-    file = place / "model.pt"
-    if not file.is_file():
-        raise FileNotFoundError(f"expected trained weights in {file}, found no such file: train first")
-    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    weights = read_weights(place)
+    set_weights(network, weights, source=weights_file(place))
     targets = [str(name) for name in settings["target"]]
     fold = re.match(r"fold-(.*)_seed-", place.parent.name)
     return Member(
         network=network.to(device).eval(),
-        weights=hashlib.sha256(file.read_bytes()).hexdigest(),
+        weights=weights_hash(weights),
         domain=read_domain(place / "domain.json"),
         intervals=() if survival else tuple(read_intervals(place / "intervals.json", targets)),
         curves=read_part(Baseline, place / "survival.json") if survival else None,

@@ -1,7 +1,7 @@
 """Weights of a trained network: one file, ``model.pt`` or ``model.safetensors``, to tensors alone, and their hash.
 
-Neither file can run code here: ``model.pt`` is a pickle that torch reads with ``weights_only``, ``model.safetensors`` can
-hold nothing but tensors.
+Neither file can run code here: ``model.pt`` is a pickle that torch reads with ``weights_only``, ``model.safetensors``
+can hold nothing but tensors.
 """
 
 import hashlib
@@ -81,7 +81,7 @@ def set_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: Pa
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the tensors themselves, with their names, types and shapes: the same whatever file they are kept in."""
+    """SHA-256 of the tensors with their names, types and shapes: the same whatever file they are kept in."""
     whole = hashlib.sha256()
     for name in sorted(weights):
         dense = weights[name].detach().cpu().contiguous()

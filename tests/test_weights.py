@@ -125,7 +125,7 @@ def test_no_file_and_two_files_of_weights_are_refused(models: Path) -> None:
     shutil.copy(models / "model.pt", models.parent)
     as_safetensors(models)
     shutil.copy(models.parent / "model.pt", models)
-    with pytest.raises(ValueError, match="expected one file of weights in .*: remove one"):
+    with pytest.raises(ValueError, match=r"expected one file of weights in .*: remove one"):
         weights_file(models)
     for name in ("model.pt", "model.safetensors"):
         (models / name).unlink()

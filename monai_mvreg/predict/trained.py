@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
@@ -90,10 +91,7 @@ def read_trained(bundle: Path, models: Path, device: torch.device) -> Trained:
     config = bundle / "configs" / "inference.yaml"
     if not config.is_file():
         raise FileNotFoundError(f"expected a bundle with configs/inference.yaml in {bundle}, found none: give --bundle")
-    places = [models]
-    if not (models / "settings.json").is_file():
-        places = sorted(place / "models" for place in models.glob("fold-*_seed-*"))
-        places = [place for place in places if (place / "settings.json").is_file()]
+    places = model_folders(models)
     if not places and (models / "models" / "settings.json").is_file():
         raise FileNotFoundError(f"expected a trained model in {models}, found one in {models / 'models'}: give that")
     if not places:
@@ -119,6 +117,41 @@ def read_trained(bundle: Path, models: Path, device: torch.device) -> Trained:
         name=metadata["name"],
         version=metadata["version"],
     )
+
+
+def model_folders(models: Path) -> list[Path]:
+    """Find the folder of each trained model: the given one, or those of a cross-validation; empty if there is none."""
+    if (models / "settings.json").is_file():
+        return [models]
+    places = sorted(place / "models" for place in models.glob("fold-*_seed-*"))
+    return [place for place in places if (place / "settings.json").is_file()]
+
+
+def read_residuals(models: Path, target: Sequence[str]) -> pd.DataFrame:
+    """Read how far the models of a cross-validation were from patients that they had not seen.
+
+    Args:
+        models: the folder of the cross-validation, with ``predictions.csv``; or ``residuals.csv``, what a pack keeps of
+            that.
+        target: names of the predicted numbers.
+
+    Returns:
+        One row per patient: ``fold`` and, for each number, the measured minus the predicted value, over the predicted
+        spread where there is one; missing where it was not measured.
+
+    Raises:
+        FileNotFoundError: if the cross-validation is not finished.
+    """
+    if (models / "residuals.csv").is_file():
+        return pd.read_csv(models / "residuals.csv", dtype={"fold": str}, float_precision="round_trip")
+    if not (models / "predictions.csv").is_file():
+        raise FileNotFoundError(f"expected a finished cross-validation in {models}, found no predictions.csv")
+    known = pd.read_csv(models / "predictions.csv", dtype={"fold": str})
+    found = known[["fold"]].copy()
+    for name in target:
+        if f"{name}_predicted" in known:  # not of a time to event
+            found[name] = (known[name] - known[f"{name}_predicted"]) / known.get(f"{name}_spread", 1.0)
+    return found
 
 
 def _settings(place: Path) -> dict[str, Any]:

@@ -7,10 +7,11 @@ the preparation of scans nor intervals, curves or warnings. It is compared with 
 from __future__ import annotations
 
 import copy
+import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.prediction import PURPOSE
 
-_SHAPES = ((1, 1), (1, 5), (3, 2), (4, 7))  # patients and scans that a file is tried with; it is made with 2 and 3
-_TOLERANCE = 1e-4  # of the largest number
+_SHAPES = ((1, 1), (1, 4), (3, 2))  # patients and scans that a file is tried with; it is made with 2 and 3
+_TOLERANCE = 1e-4  # of the largest number, or of 0.01 where all are smaller
 
 
 class _Whole(nn.Module):
@@ -52,7 +53,8 @@ class _PlainAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
         projected = nn.functional.linear(query, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in projected.chunk(3, 2))
+        heads = [query.shape[0], query.shape[1], self.num_heads, self.head_dim]
+        q, k, v = (part.reshape(heads).transpose(1, 2) for part in projected.chunk(3, 2))
         scores = q @ k.transpose(2, 3) * self.head_dim**-0.5
         if key_padding_mask is not None:  # 0, or minus infinity for padding
             scores = scores + key_padding_mask[:, None, None, :]
@@ -86,10 +88,10 @@ def export_onnx(predictor: Predictor, path: Path) -> float:
     """Write a trained model as ONNX, for any number of patients and scans; tried with onnxruntime.
 
     Inputs are ``image`` ``(patients, scans, C, *spatial)``, each scan as :meth:`Predictor.prepare` makes it, ``mask``
-    ``(patients, scans)``, true where a scan exists, and ``time`` ``(patients, scans)`` in days; and, where the model has
-    them, ``view`` ``(patients, scans)`` and ``covariates`` ``(patients, V)``, NaN where missing. The output ``number``
-    is ``(patients, T)``. The models of a cross-validation are averaged in one file. What the file says of itself is its
-    ``metadata_props``: see :func:`describe_export`.
+    ``(patients, scans)``, true where a scan exists, and ``time`` ``(patients, scans)`` in days; and, where the model
+    has them, ``view`` ``(patients, scans)`` and ``covariates`` ``(patients, V)``, NaN where missing. The output
+    ``number`` is ``(patients, T)``. The models of a cross-validation are averaged in one file. What the file says of
+    itself is its ``metadata_props``: see :func:`describe_export`.
 
     Args:
         predictor: the trained model, on the CPU.
@@ -197,7 +199,7 @@ def _compared(predictor: Predictor, run: Callable[[Mapping[str, Tensor]], Tensor
         except Exception as error:  # onnxruntime has its own
             raise ValueError(f"expected a file for any number of scans, got one that fails: {_first(error)}") from error
     apart = float((found - expected).abs().max())
-    if not apart <= _TOLERANCE * float(expected.abs().max().clamp(min=1e-6)):
+    if not apart <= _TOLERANCE * float(expected.abs().max().clamp(min=0.01)):
         raise ValueError(f"expected a file with the numbers of the model, got one that is {apart:.2g} apart")
     return apart
 
@@ -219,7 +221,7 @@ def _quietly() -> Iterator[None]:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -234,9 +236,7 @@ def _in_one_sentence(kind: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the disk
             raise
-        raise ValueError(
-            f"expected a network that {kind} can express, got one that it cannot: {_first(error)}"
-        ) from error
+        raise ValueError(f"expected a network that {kind} can express, got another: {_first(error)}") from error
 
 
 def _first(error: Exception) -> str:

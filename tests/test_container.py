@@ -285,7 +285,7 @@ def test_an_image_that_comes_to_orthanc_is_answered_by_one_report(stack: str, tm
 @needs_servers
 @pytest.mark.slow
 def test_the_label_server_answers_from_the_same_orthanc(
-    stack: str, tmp_path: Path, request: pytest.FixtureRequest
+    stack: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     label_server = pytest.importorskip("label_server")
     packages = request.getfixturevalue("monailabel_packages")
@@ -302,8 +302,9 @@ def test_the_label_server_answers_from_the_same_orthanc(
     told = [
         next((part.replace(a, b) for a, b in other.items() if a in part), part) for part in SERVICES["label"]["command"]
     ]
-    environment = {**SERVICES["label"]["environment"], "MONAI_LABEL_DICOMWEB_PASSWORD": PASSWORD}
-    with label_server.serve(packages, tmp_path, ["-c", verb, *told], port, **environment):
+    for name, value in {**SERVICES["label"]["environment"], "MONAI_LABEL_DICOMWEB_PASSWORD": PASSWORD}.items():
+        monkeypatch.setenv(name, value)
+    with label_server.serve(packages, tmp_path, ["-c", verb, *told], port):
         parts = '--x\r\nContent-Disposition: form-data; name="params"\r\n\r\n{"patient": "Mustermann"}\r\n--x--\r\n'
         question = urllib.request.Request(f"http://127.0.0.1:{port}/infer/mvreg?output=json", parts.encode())
         question.add_header("Content-Type", "multipart/form-data; boundary=x")

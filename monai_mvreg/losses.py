@@ -234,7 +234,7 @@ class DiscreteHazardLoss(nn.Module):
     def log_hazards(self, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """Turn logits ``(B, C * J)`` into log hazards ``(B, C, J)`` and the log chance to stay free ``(B, J)``."""
         logits = _exact(prediction).unflatten(1, (self.causes, len(self.edges)))
-        total = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1).logsumexp(1)
+        total = nn.functional.pad(logits, (0, 0, 1, 0)).logsumexp(1)  # to stay free has a logit of 0
         return logits - total[:, None], -total
 
 

@@ -88,8 +88,8 @@ class Caution:
 class ModelIdentity:
     """What made a prediction.
 
-    ``weights`` are the SHA-256 of the file of weights of each member of the ensemble; ``preprocessing`` is a hash of
-    the transforms and their code.
+    ``weights`` are the SHA-256 of the tensors of each member of the ensemble, with their names, types and shapes, the
+    same for ``model.pt`` and ``model.safetensors``; ``preprocessing`` is a hash of the transforms and their code.
     """
 
     name: str

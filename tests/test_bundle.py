@@ -22,7 +22,6 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.networks.utils import convert_to_onnx
 from monai.transforms import EnsureTyped, RandomizableTrait
 from torch import Tensor
 
@@ -634,21 +633,8 @@ def test_the_exported_torchscript_predicts_as_the_network_with_any_number_of_sca
                 torch.testing.assert_close(script(**given), eager(**given))
 
 
-def check_onnx(file: Path, net: MultiScanNet, names: Sequence[str]) -> None:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options)
-    for patients, scans in ((1, 1), (1, 5), (3, 2), (4, 7)):  # exported with 2 and 3
-        given = {name: value for name, value in batch(patients, scans).items() if name in names}
-        (found,) = session.run(None, {name: value.numpy() for name, value in given.items()})
-        with torch.no_grad():
-            np.testing.assert_allclose(found, net(**given), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("pool", ["GatedAttentionPool", "LSTMPool", "TransformerPool"])
-def test_an_exported_onnx_takes_any_number_of_patients_and_scans(study: Study, tmp_path: Path, pool: str) -> None:
-    chosen = {"pool#_target_": f"monai_mvreg.networks.pools.{pool}"}
-    net = network(study.config("inference"), **chosen).eval()
+def test_the_onnx_that_monai_exports_takes_any_number_of_patients_and_scans(study: Study, tmp_path: Path) -> None:
+    net = network(study.config("inference")).eval()
     torch.save(net.state_dict(), tmp_path / "model.pt")
     monai.bundle.onnx_export(
         "network_def",
@@ -659,24 +645,14 @@ def test_an_exported_onnx_takes_any_number_of_patients_and_scans(study: Study, t
         use_trace=True,
         input_shape=[2, 3, 1, 16, 16, 16],
         converter_kwargs={"input_names": ["image"], "dynamic_axes": {"image": {0: "patients", 1: "scans"}}},
-        **chosen,
     )
-    check_onnx(tmp_path / "model.onnx", net, ["image"])
-
-
-@pytest.mark.parametrize("pool", ["GatedAttentionPool", "LSTMPool"])
-def test_an_onnx_with_mask_and_time_leaves_padding_out(study: Study, tmp_path: Path, pool: str) -> None:
-    net = network(study.config("inference"), **{"pool#_target_": f"monai_mvreg.networks.pools.{pool}"}).eval()
-    given = batch(2, 3)
-    convert_to_onnx(
-        net,
-        list(given.values()),
-        input_names=list(given),
-        dynamic_axes={name: [0, 1] for name in given},
-        filename=str(tmp_path / "model.onnx"),
-        dynamo=False,
-    )
-    check_onnx(tmp_path / "model.onnx", net, list(given))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options)
+    for patients, scans in ((1, 1), (1, 5), (3, 2), (4, 7)):  # exported with 2 and 3
+        image = batch(patients, scans)["image"]
+        with torch.no_grad():
+            np.testing.assert_allclose(session.run(None, {"image": image.numpy()})[0], net(image), rtol=1e-4, atol=1e-4)
 
 
 # ---- Errors: one line, in the user's words ---------------------------------------------------------------------------

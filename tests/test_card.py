@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from test_evaluation import Page, predictions
 from test_risk import HORIZONS, TARGET
 from test_risk import predictions as risks
@@ -39,7 +40,7 @@ SETTINGS: dict[str, Any] = {
 def model(place: Path, **settings: Any) -> Path:
     """A folder as a training leaves it: 40 patients of fold 1 were learned from, 20 of fold 0 chose, fold 2 is new."""
     place.mkdir(parents=True)
-    (place / "model.pt").write_bytes(b"weights")
+    torch.save({"weight": torch.ones(2)}, place / "model.pt")
     (place / "settings.json").write_text(json.dumps({**SETTINGS, **settings}))
     (place / "intervals.json").write_text("{}")
     recorded = {"epochs": 9, "seed": 3, "processes": 1, "test_folds#0": "2", "loss#_target_": "torch.nn.HuberLoss"}
@@ -147,9 +148,9 @@ def test_without_an_evaluation_the_card_says_that_there_is_none(tmp_path: Path) 
 
 def test_other_weights_than_those_of_the_training_are_pointed_out(tmp_path: Path) -> None:
     models = model(tmp_path / "models")
-    assert "not the file" not in write_card(models, tmp_path / "card").read_text("utf-8")
-    (models / "model.pt").write_bytes(b"other weights")
-    assert "(not the file that the training wrote)" in write_card(models, tmp_path / "card").read_text("utf-8")
+    assert "not those" not in write_card(models, tmp_path / "card").read_text("utf-8")
+    torch.save({"weight": torch.zeros(2)}, models / "model.pt")
+    assert "(not those that the training wrote)" in write_card(models, tmp_path / "card").read_text("utf-8")
 
 
 def test_a_model_without_any_record_of_its_training_has_a_card_too(tmp_path: Path) -> None:

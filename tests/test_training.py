@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from monai_mvreg.report.training import describe_group, describe_patients, save_training, sha256_of, spread_of
+from monai_mvreg.report.training import describe_group, describe_patients, save_training, spread_of
+from monai_mvreg.weights import weights_hash
 
 KEY = "Erika Mustermann 1964"
 NAMES = {"target": ["volume"], "covariates": ["age", "sex=M"]}
@@ -43,7 +43,7 @@ def trainer() -> Any:
 
 
 def saved(folder: Path) -> dict[str, Any]:
-    (folder / "model.pt").write_bytes(b"weights")
+    torch.save({"weight": torch.ones(2)}, folder / "model.pt")
     save_training(
         str(folder / "training.json"),
         {"training": items(), "validation": items(10, "0")},
@@ -85,7 +85,7 @@ def test_epochs_seed_versions_and_the_hash_of_the_weights_are_written(tmp_path: 
     found = saved(tmp_path)
     assert found["epochs"] == {"planned": 9, "run": 7, "best": 5} and found["seed"] == 3
     assert found["parameters"] == {"all": 5, "learned": 4} and found["device"] == "cpu"
-    assert found["weights"] == hashlib.sha256(b"weights").hexdigest() == sha256_of(tmp_path / "model.pt")
+    assert found["weights"] == weights_hash({"weight": torch.ones(2)})
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert found["patients"]["validation"]["patients"] == 10
 

@@ -25,7 +25,7 @@ from monai_mvreg.embeddings import entry_name, read_embedding, write_embedding
 from monai_mvreg.fingerprint import fingerprint
 from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.predict.selection import FoundPatient, date_of, find_patient, inside
-from monai_mvreg.predict.trained import Member, Trained, embed_scan, header_of, look, read_trained
+from monai_mvreg.predict.trained import Member, Trained, embed_scan, header_of, look, read_residuals, read_trained
 from monai_mvreg.prediction import (
     Caution,
     ModelIdentity,
@@ -85,7 +85,7 @@ class Predictor:
         if kept is not None:
             kept.mkdir(parents=True, exist_ok=True)
             self.recipes = tuple(fingerprint(self.model.preprocessing, network.encoder) for network in self.members)
-        self.known: pd.DataFrame | None = None
+        self.residuals: pd.DataFrame | None = None
 
     @classmethod
     def from_bundle(
@@ -93,7 +93,7 @@ class Predictor:
     ) -> Predictor:
         """Read a trained bundle.
 
-        A bundle's configs are code: read only those you trust.
+        A bundle's configs and ``settings.json`` are code: read only those you trust.
 
         Args:
             bundle: the folder of the bundle.
@@ -111,9 +111,7 @@ class Predictor:
         place = models or bundle / "models"
         made = cls(read_trained(bundle, place, torch.device(device)), kept=kept)
         if not (place / "settings.json").is_file():
-            if not (place / "predictions.csv").is_file():
-                raise FileNotFoundError(f"expected a finished cross-validation in {place}, found no predictions.csv")
-            made.known = pd.read_csv(place / "predictions.csv", dtype={"fold": str})
+            made.residuals = read_residuals(place, made.trained.settings["target"])
         return made
 
     def prepare(self, address: str) -> Tensor:
@@ -317,22 +315,20 @@ class Predictor:
 
     def _ends(self, place: int, name: str, values: Array, spreads: Array) -> tuple[float, float, float] | None:
         """Both ends of an interval and its confidence, from one model, or from all of a cross-validation (CV+)."""
-        if self.known is None:
+        if self.residuals is None:
             interval = self._all[0].intervals[place]
             if interval is None:
                 return None
             low, high = interval.around(values, spread=spreads)
             return float(low[0]), float(high[0]), interval.confidence
-        known = self.known[self.known[name].notna()]
+        known = self.residuals[self.residuals[name].notna()]
         if len(known) < _LEAST:
             return None
         folds = sorted(known["fold"].unique())
-        own = known[f"{name}_spread"].to_numpy(np.float64) if f"{name}_spread" in known else 1.0
-        residual = (known[name] - known[f"{name}_predicted"]).to_numpy(np.float64) / own
         by_fold = [[at for at, member in enumerate(self._all) if member.fold == fold] for fold in folds]
         each, wide = (np.array([[part[ats].mean()] for ats in by_fold]) for part in (values, spreads))
         fold = np.array([folds.index(name) for name in known["fold"]])
-        low, high = cross_interval(each, residual, fold, spread=wide)
+        low, high = cross_interval(each, known[name].to_numpy(np.float64), fold, spread=wide)
         return float(low[0]), float(high[0]), 0.9
 
     def _survival(self, risks: Array) -> SurvivalCurve:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
@@ -23,13 +23,14 @@ from monai_mvreg.scans.files import ScanError
 from monai_mvreg.scans.find import Scan
 from monai_mvreg.scans.read import scan_at
 from monai_mvreg.scans.reader import ScanReader
+from monai_mvreg.weights import read_weights, set_weights, weights_file, weights_hash
 
 
 @dataclass(frozen=True)
 class Member:
     """One trained network, in evaluation mode.
 
-    ``weights`` is the SHA-256 of its file; ``intervals`` has one entry for each target, and is empty for a time to
+    ``weights`` is the SHA-256 of its tensors; ``intervals`` has one entry for each target, and is empty for a time to
     event, which has ``curves``. ``fold`` is the part of the cohort that a network of a cross-validation has not seen.
     """
 
@@ -76,7 +77,7 @@ class Trained:
 def read_trained(bundle: Path, models: Path, device: torch.device) -> Trained:
     """Read a trained model, or all those of a cross-validation, as files of settings and weights.
 
-    A bundle's configs are code: read only those you trust. Weights are read as numbers alone.
+    A bundle's configs and ``settings.json`` are code: read only those you trust. Weights are read as numbers alone.
 
     Args:
         bundle: the folder of the bundle.
@@ -90,10 +91,7 @@ def read_trained(bundle: Path, models: Path, device: torch.device) -> Trained:
     config = bundle / "configs" / "inference.yaml"
     if not config.is_file():
         raise FileNotFoundError(f"expected a bundle with configs/inference.yaml in {bundle}, found none: give --bundle")
-    places = [models]
-    if not (models / "settings.json").is_file():
-        places = sorted(place / "models" for place in models.glob("fold-*_seed-*"))
-        places = [place for place in places if (place / "settings.json").is_file()]
+    places = model_folders(models)
     if not places and (models / "models" / "settings.json").is_file():
         raise FileNotFoundError(f"expected a trained model in {models}, found one in {models / 'models'}: give that")
     if not places:
@@ -121,6 +119,41 @@ def read_trained(bundle: Path, models: Path, device: torch.device) -> Trained:
     )
 
 
+def model_folders(models: Path) -> list[Path]:
+    """Find the folder of each trained model: the given one, or those of a cross-validation; empty if there is none."""
+    if (models / "settings.json").is_file():
+        return [models]
+    places = sorted(place / "models" for place in models.glob("fold-*_seed-*"))
+    return [place for place in places if (place / "settings.json").is_file()]
+
+
+def read_residuals(models: Path, target: Sequence[str]) -> pd.DataFrame:
+    """Read how far the models of a cross-validation were from patients that they had not seen.
+
+    Args:
+        models: the folder of the cross-validation, with ``predictions.csv``; or ``residuals.csv``, what a pack keeps of
+            that.
+        target: names of the predicted numbers.
+
+    Returns:
+        One row per patient: ``fold`` and, for each number, the measured minus the predicted value, over the predicted
+        spread where there is one; missing where it was not measured.
+
+    Raises:
+        FileNotFoundError: if the cross-validation is not finished.
+    """
+    if (models / "residuals.csv").is_file():
+        return pd.read_csv(models / "residuals.csv", dtype={"fold": str}, float_precision="round_trip")
+    if not (models / "predictions.csv").is_file():
+        raise FileNotFoundError(f"expected a finished cross-validation in {models}, found no predictions.csv")
+    known = pd.read_csv(models / "predictions.csv", dtype={"fold": str})
+    found = known[["fold"]].copy()
+    for name in target:
+        if f"{name}_predicted" in known:  # not of a time to event
+            found[name] = (known[name] - known[f"{name}_predicted"]) / known.get(f"{name}_spread", 1.0)
+    return found
+
+
 def _settings(place: Path) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads((place / "settings.json").read_text(encoding="utf-8"))
     if not {"loss", "dated", "own", "horizons"} <= set(settings):
@@ -145,15 +178,13 @@ def _parser(config: Path, settings: Mapping[str, Any]) -> ConfigParser:
 def _member(place: Path, config: Path, settings: Mapping[str, Any], survival: bool, device: torch.device) -> Member:
     # A parser keeps the objects that it makes: each network needs one of its own.
     network = _parser(config, settings).get_parsed_content("network_def")
-    file = place / "model.pt"
-    if not file.is_file():
-        raise FileNotFoundError(f"expected trained weights in {file}, found no such file: train first")
-    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    weights = read_weights(place)
+    set_weights(network, weights, source=weights_file(place))
     targets = [str(name) for name in settings["target"]]
     fold = re.match(r"fold-(.*)_seed-", place.parent.name)
     return Member(
         network=network.to(device).eval(),
-        weights=hashlib.sha256(file.read_bytes()).hexdigest(),
+        weights=weights_hash(weights),
         domain=read_domain(place / "domain.json"),
         intervals=() if survival else tuple(read_intervals(place / "intervals.json", targets)),
         curves=read_part(Baseline, place / "survival.json") if survival else None,

@@ -25,7 +25,7 @@ from monai_mvreg.report.page import Section, as_markdown, rounded, write_report
 from monai_mvreg.report.recipe import part_in_words, resolve, steps_in_words
 from monai_mvreg.report.record import UNRECORDED, RunRecord, evaluation_data, read_record, training_data, whose
 from monai_mvreg.report.risk import survival_sections
-from monai_mvreg.report.training import sha256_of
+from monai_mvreg.weights import read_weights, weights_hash
 
 _RESULTS = "The sections from here to “Ethical considerations”, as in the report of the evaluation."
 _log = logging.getLogger(__name__)
@@ -117,8 +117,8 @@ def _details(run: RunRecord) -> Section:
     elif (run.models / "intervals.json").exists():
         output += ", with an interval that holds the value of 90 % of new patients of the same kind"
     versions = training.get("versions", {})
-    digest = sha256_of(run.models / "model.pt")
-    changed = " (not the file that the training wrote)" if training.get("weights", digest) != digest else ""
+    digest = weights_hash(read_weights(run.models))
+    changed = " (not those that the training wrote)" if training.get("weights", digest) != digest else ""
     parameters = training.get("parameters")
     covariates, views = settings.get("columns#covariates"), settings.get("columns#views")
     rows = [

@@ -15,6 +15,7 @@ from monai_mvreg.report import tripod
 from monai_mvreg.report.page import Section, rounded
 from monai_mvreg.report.subgroups import days_spanned
 from monai_mvreg.report.training import describe_group, quantiles_of, spread_of
+from monai_mvreg.weights import weights_file
 
 UNRECORDED = "not recorded"
 
@@ -80,9 +81,9 @@ class RunRecord:
 
 def read_record(models: Path, *, evaluation: Path | None, metadata: Path | None, answers: Path | None) -> RunRecord:
     """Read the files; arguments and errors as of :func:`~monai_mvreg.report.card.write_card`."""
-    for name in ("model.pt", "settings.json"):
-        if not (models / name).is_file():
-            raise FileNotFoundError(f"expected a trained model in {models}, found no {name}")
+    weights_file(models)
+    if not (models / "settings.json").is_file():
+        raise FileNotFoundError(f"expected a trained model in {models}, found no settings.json")
     table, metrics = pd.DataFrame(), {}
     if evaluation is not None:
         texts = {name: str for name in ("patient", "fold", "unit", "days", "weights")}

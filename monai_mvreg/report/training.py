@@ -6,7 +6,6 @@ patients; a value that fewer than 5 patients share is counted with others.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -19,6 +18,7 @@ import pandas as pd
 import torch
 
 from monai_mvreg.report.subgroups import UNKNOWN, levels_of
+from monai_mvreg.weights import read_weights, weights_hash
 
 _PACKAGES = ("monai-mvreg", "monai", "torch", "pytorch-ignite", "timm", "numpy", "nibabel", "pydicom", "SimpleITK")
 _SHARES = (5, 25, 50, 75, 95)
@@ -56,7 +56,7 @@ def save_training(
             "all": sum(weight.numel() for weight in weights),
             "learned": sum(weight.numel() for weight in weights if weight.requires_grad),
         },
-        "weights": sha256_of(Path(path).with_name("model.pt")),
+        "weights": weights_hash(read_weights(Path(path).parent)),
         "versions": {"python": platform.python_version(), **_versions()},
         "patients": {part: describe_patients(items, names) for part, items in patients.items()},
         "settings": dict(settings),
@@ -106,11 +106,6 @@ def spread_of(values: Any) -> dict[str, float]:
     if np.isin(values, (0, 1)).all():
         return {"ones": int(values.sum()), "share": round(float(values.mean()), 6)}
     return {"mean": _short(values.mean()), "sd": _short(values.std()), **quantiles_of(values)}
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def quantiles_of(values: Any) -> dict[str, float]:

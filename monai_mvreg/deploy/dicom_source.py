@@ -23,6 +23,9 @@ from monai_mvreg.scans.find import Scan, find_scans
 from monai_mvreg.scans.read import scan_at
 from monai_mvreg.scans.stacks import Stack
 
+MAKER = "monai-mvreg"
+SERIES_NUMBER = 9900  # beyond what scanners count to, so that results stand behind the scans
+
 # Attributes that every object has, though their value may be empty: old files leave some out.
 OF_EVERY_OBJECT = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
@@ -73,11 +76,11 @@ def used_instances(prediction: Prediction, *, home: Path) -> tuple[DicomScan, ..
     places = dict.fromkeys(addresses.split(address)[0] for address in used)
     known: dict[str, Scan] = {}
     for place in places:  # one look at a folder, however many of its series were used
-        found, left = find_scans(place)
+        found, left = find_scans(place, resample=True)
         known |= {scan.address: scan for scan in [*found, *(item.scan for item in left if item.scan is not None)]}
     sources = []
     for at, address in enumerate(used):
-        scan = known.get(Path(address).as_posix()) or scan_at(address)
+        scan = known.get(Path(address).as_posix()) or scan_at(address, resample=True)
         if not isinstance(scan.content, Stack):
             continue
         content = prediction.scans[at].content
@@ -145,6 +148,25 @@ def read_header(path: Path) -> Dataset:
             if name not in header:
                 setattr(header, name, "")
     return header
+
+
+def take_over(header: Dataset, made: Dataset, *, ascii_only: bool) -> None:
+    """Write into a result who the patient is, and which study it is of, exactly as a header says it.
+
+    Args:
+        header: as :func:`read_header` reads it.
+        made: the result, an object of highdicom.
+        ascii_only: whether the rest of the result is ASCII, and so can be written in the character set of the header.
+    """
+    made.copy_patient_and_study_information(header)
+    for name, mark in (("StudyDate", "."), ("PatientBirthDate", "."), ("StudyTime", ":")):  # as before DICOM 3.0
+        setattr(made, name, str(made.get(name) or "").replace(mark, ""))
+    made.SpecificCharacterSet = (header.get("SpecificCharacterSet") if ascii_only else None) or "ISO_IR 192"
+
+
+def fitted(text: str) -> str:
+    """A text as an attribute of 64 characters holds it."""
+    return text.replace("\\", "/")[:64]
 
 
 @contextmanager

@@ -16,14 +16,18 @@ from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from monai_mvreg.deploy.dicom_source import (
+    MAKER,
     OF_EVERY_OBJECT,
+    SERIES_NUMBER,
     DicomScan,
     Instance,
+    fitted,
     model_uid,
     newest,
     read_header,
     result_uid,
     silent,
+    take_over,
     used_instances,
 )
 from monai_mvreg.deploy.ucum import unit_concept
@@ -33,8 +37,6 @@ from monai_mvreg.scans.addresses import short
 SCHEME = "99MVREG"
 """The private coding scheme of what no public one has a word for; the DICOM object declares it."""
 
-MAKER = "monai-mvreg"
-SERIES_NUMBER = 9900  # beyond what scanners count to, so that results stand behind the scans
 _INSIDE = "HAS PROPERTIES"
 
 
@@ -91,7 +93,7 @@ def make_report(prediction: Prediction, *, home: Path) -> Dataset:
 
 def private_concept(value: str, meaning: str) -> CodedConcept:
     """A concept of the private scheme; its meaning is cut to what DICOM holds."""
-    return CodedConcept(value, SCHEME, meaning.replace("\\", "/")[:64])
+    return CodedConcept(value, SCHEME, fitted(meaning))
 
 
 def _check_finite(prediction: Prediction) -> None:
@@ -116,7 +118,7 @@ def _numbers_group(
     measured = [
         _measured(number, unit, change) for number, unit, change in zip(prediction.numbers, units, visit, strict=True)
     ]
-    texts = []
+    texts: list[ContentItem] = []
     if prediction.survival is not None:
         more, texts = _in_time(prediction.survival)
         measured += more
@@ -256,15 +258,12 @@ def _document(
             manufacturer=MAKER,
             is_complete=True,
             coding_schemes=[scheme],
-            series_description=f"Research use only: {names}".replace("\\", "/")[:64],
-            manufacturer_model_name=prediction.model.name.replace("\\", "/")[:64],
-            software_versions=prediction.model.software.replace("\\", "/")[:64],
-            device_serial_number=prediction.model.version.replace("\\", "/")[:64],
-            specific_character_set=None,
+            series_description=fitted(f"Research use only: {names}"),
+            manufacturer_model_name=fitted(prediction.model.name),
+            software_versions=fitted(prediction.model.software),
+            device_serial_number=fitted(prediction.model.version),
         )
-        # Taken over as they are, not by way of highdicom's arguments, which refuse old forms of dates.
-        report.copy_patient_and_study_information(header)
-        report.SpecificCharacterSet = (header.get("SpecificCharacterSet") if own.isascii() else None) or "ISO_IR 192"
+        take_over(header, report, ascii_only=own.isascii())
     return report
 
 

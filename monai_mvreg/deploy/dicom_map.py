@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import highdicom as hd
@@ -11,6 +13,7 @@ from monai.data import MetaTensor
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
+from monai_mvreg.cohort.table import Patient
 from monai_mvreg.deploy.dicom_source import (
     MAKER,
     OF_EVERY_OBJECT,
@@ -21,8 +24,14 @@ from monai_mvreg.deploy.dicom_source import (
     result_uid,
     silent,
     take_over,
+    used_instances,
 )
 from monai_mvreg.deploy.ucum import unit_concept
+from monai_mvreg.explain.explanation import METHODS, numbers_by_scan
+from monai_mvreg.explain.own_grid import to_own_grid
+from monai_mvreg.explain.saliency import mean_map
+from monai_mvreg.predict.predictor import Predictor
+from monai_mvreg.predict.selection import inside
 from monai_mvreg.prediction import PURPOSE, Prediction
 from monai_mvreg.scans.stacks import Stack
 
@@ -70,6 +79,7 @@ def make_map(
         quantity_definition=_MEANINGS[method],
     )
     peak = float(np.abs(planes).max()) or 1.0
+    window = hd.VOILUTTransformation(window_center=0.0, window_width=2 * peak, voi_lut_function="LINEAR_EXACT")
     header = read_header(source.instances[0].path)
     uid = result_uid("map", prediction, (source,), method, told.name)
     model = prediction.model
@@ -89,7 +99,7 @@ def make_map(
                 device_serial_number=fitted(model.version),
                 contains_recognizable_visual_features=False,
                 real_world_value_mappings=[mapping],
-                voi_lut_transformations=[hd.VOILUTTransformation(window_center=0.0, window_width=2 * peak)],
+                voi_lut_transformations=[window],
                 content_description=fitted(PURPOSE),
                 content_label="SALIENCY",
                 series_description=fitted(f"Research use only: {method} of {told.name}"),
@@ -107,6 +117,46 @@ def make_map(
         if side or not made.BodyPartExamined:  # what part it is nobody says, so it may be one of two
             made.Laterality = side
     return made
+
+
+def patient_maps(
+    predictor: Predictor, patient: Patient, *, prediction: Prediction, home: Path, method: str, number: int = 0
+) -> tuple[dict[int, Dataset], dict[int, str]]:
+    """Make the maps of all DICOM scans of a patient.
+
+    Args:
+        predictor: what predicted.
+        patient: those scans alone that the prediction was made from, as
+            :func:`~monai_mvreg.explain.explanation.used_part` gives them.
+        prediction: what the maps explain.
+        home: the folder that its addresses are relative to.
+        method: ``gradcam`` or ``occlusion``.
+        number: which of the predicted numbers, from 0.
+
+    Returns:
+        The maps by the number of the scan in the prediction, from 0, and why others have none.
+
+    Raises:
+        ValueError: if the method cannot explain the encoder, or as :func:`used_instances` does.
+    """
+    if not 0 <= number < len(prediction.numbers):
+        raise ValueError(f"expected a number from 0 to {len(prediction.numbers) - 1}, got {number}")
+    sources = {source.place: source for source in used_instances(prediction, home=home)}
+    images, fixed = numbers_by_scan(predictor, patient, number=number)
+    places = {inside(address, home): at for at, address in enumerate(patient.scans)}
+    maps, without = {}, {}
+    for at, scan in enumerate(prediction.scans):
+        if at not in sources:
+            without[at] = f"scan {at + 1} is not DICOM: mvreg explain writes its map as NIfTI"
+            continue
+        place = places[scan.address]
+        numbers = [replace(one, place=place) for one in fixed]
+        saliency = to_own_grid(mean_map(numbers, images[place], METHODS[method]), images[place], predictor.transform)
+        try:
+            maps[at] = make_map(saliency, sources[at], prediction=prediction, method=method, number=number)
+        except ValueError as error:
+            without[at] = str(error)
+    return maps, without
 
 
 def _planes(saliency: MetaTensor, source: DicomScan, stack: Stack) -> Array:

@@ -89,9 +89,16 @@ def _numbers(items: Iterable[Dataset]) -> tuple[tuple[Number, ...], SurvivalCurv
     for name, item in _named(items, "target"):
         below = item.get("ContentSequence", [])
         unit = item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0]
-        ends = [_known(below, f"{SCHEME} {part}") for part in ("low", "high", "confidence")]
-        written = str(unit.get("CodeValue") or unit.LongCodeValue)
-        numbers.append(Number(name, written, _value(item), *ends, _known(below, "SCT 386136009")))
+        number = Number(
+            name=name,
+            unit=str(unit.get("CodeValue") or unit.LongCodeValue),
+            value=_value(item),
+            low=_known(below, f"{SCHEME} low"),
+            high=_known(below, f"{SCHEME} high"),
+            confidence=_known(below, f"{SCHEME} confidence"),
+            spread=_known(below, "SCT 386136009"),
+        )
+        numbers.append(number)
     risks = [(float(day), _value(item)) for day, item in _named(items, "risk")]
     if not numbers:
         raise ValueError

@@ -161,7 +161,20 @@ def take_over(header: Dataset, made: Dataset, *, ascii_only: bool) -> None:
     made.copy_patient_and_study_information(header)
     for name, mark in (("StudyDate", "."), ("PatientBirthDate", "."), ("StudyTime", ":")):  # as before DICOM 3.0
         setattr(made, name, str(made.get(name) or "").replace(mark, ""))
-    made.SpecificCharacterSet = (header.get("SpecificCharacterSet") if ascii_only else None) or "ISO_IR 192"
+    if not ascii_only:
+        made.SpecificCharacterSet = "ISO_IR 192"
+    elif "SpecificCharacterSet" in header:
+        made.SpecificCharacterSet = header.SpecificCharacterSet
+    elif "SpecificCharacterSet" in made:
+        del made.SpecificCharacterSet
+
+
+def write_object(made: Dataset, path: Path) -> None:
+    """Write a result to a file; what stands there is always whole."""
+    unfinished = path.with_name(path.name + ".part")
+    with silent():
+        made.save_as(unfinished, enforce_file_format=True)
+    unfinished.replace(path)
 
 
 def fitted(text: str) -> str:

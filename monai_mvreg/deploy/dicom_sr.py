@@ -199,7 +199,7 @@ def _scan_group(
         measurements=measured,
         qualitative_evaluations=[sr.QualitativeEvaluation(codes.DCM.Modality, modality)] if modality else None,
         source_images=[
-            sr.SourceImageForMeasurementGroup(one.kind, one.uid, one.frames or None) for one in source.instances
+            sr.SourceImageForMeasurementGroup(one.kind, one.uid, list(one.frames) or None) for one in source.instances
         ]
         if source
         else None,

@@ -15,7 +15,7 @@ from make_dicom import CANARY, at, enhanced, item, save
 from tiny_model import write_scan
 
 from monai_mvreg.deploy.dicom_source import newest, read_header, result_uid, silent, used_instances
-from monai_mvreg.prediction import Prediction, UnusedScan
+from monai_mvreg.prediction import Prediction, SurvivalCurve, UnusedScan
 from monai_mvreg.scans.files import ScanError
 
 
@@ -118,6 +118,14 @@ def test_studies_without_any_patientid_are_refused_and_one_alone_is_not(tmp_path
     assert refused(predicted(tmp_path), tmp_path).startswith("expected a PatientID in scans of several studies")
 
 
+def test_one_patientid_of_two_hospitals_is_refused(tmp_path: Path) -> None:
+    write_study(tmp_path / "a", uid="1.2.3", IssuerOfPatientID="one")
+    write_study(tmp_path / "b", uid="1.2.4")
+    assert len(used_instances(predicted(tmp_path), home=tmp_path)) == 2
+    write_study(tmp_path / "c", uid="1.2.5", IssuerOfPatientID="other")
+    assert refused(predicted(tmp_path), tmp_path).startswith("expected scans with one IssuerOfPatientID, got 2")
+
+
 def test_scans_that_have_changed_since_are_refused(tmp_path: Path) -> None:
     write_study(tmp_path / "a", uid="1.2.3")
     prediction = predicted(tmp_path)
@@ -191,8 +199,10 @@ def test_what_is_left_out_or_differs_in_the_last_digits_changes_no_uid(study: Pa
         {"model": replace(MODEL, version="1.3")},
         {"numbers": (replace(NUMBER, value=12.4),)},
         {"numbers": (replace(NUMBER, high=15.3),)},
+        {"numbers": (replace(NUMBER, name="area"),)},
+        {"survival": SurvivalCurve(None, (365.0,), (0.2,), (), ())},
     ],
-    ids=["weights", "version", "value", "interval"],
+    ids=["weights", "version", "value", "interval", "name", "risk"],
 )
 def test_another_model_or_number_has_another_uid(study: Path, change: dict[str, object]) -> None:
     assert uid_of(predicted(study), study) != uid_of(predicted(study, **change), study)

@@ -122,6 +122,13 @@ def _check_patient(sources: Sequence[DicomScan]) -> None:
             f"expected scans with one PatientID, got {len(people)} in {len(sources)} scans: nothing is written, as it "
             "would be filed under one of them"
         )
+    headers = (read_header(source.instances[0].path) for source in sources)
+    issuers = {str(header.get("IssuerOfPatientID") or "") for header in headers} - {""}
+    if len(issuers) > 1:
+        raise ValueError(
+            f"expected scans with one IssuerOfPatientID, got {len(issuers)}: the same PatientID of several hospitals "
+            "may be several patients"
+        )
     studies = {source.instances[0].study for source in sources}
     if people == {""} and len(studies) > 1:
         raise ValueError(
@@ -212,11 +219,13 @@ def result_uid(kind: str, prediction: Prediction, sources: Sequence[DicomScan], 
     """
     instances = {source.place: [f"{one.uid} {one.frames}" for one in source.instances] for source in sources}
     scans = [instances.get(at, [scan.content]) for at, scan in enumerate(prediction.scans)]
-    numbers = [
-        (one.name, one.unit, *(f"{value:.6g}" for value in (one.value, one.low, one.high) if value is not None))
-        for one in prediction.numbers
+    values: list[tuple[float | None, ...]] = [
+        (one.value, one.low, one.high, one.confidence, one.spread) for one in prediction.numbers
     ]
-    return str(generate_uid(entropy_srcs=[kind, repr(prediction.model), repr(scans), repr(numbers), *more]))
+    values += [prediction.survival.risks] if prediction.survival else []
+    rounded = ["-" if value is None else f"{value:.6g}" for row in values for value in row]
+    names = [f"{one.name} {one.unit}" for one in prediction.numbers]
+    return str(generate_uid(entropy_srcs=[kind, repr(prediction.model), repr((scans, names, rounded)), *more]))
 
 
 def model_uid(model: ModelIdentity) -> str:

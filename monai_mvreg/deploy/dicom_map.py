@@ -76,6 +76,8 @@ def make_map(
         lut_explanation=fitted(about),
         unit=unit_concept("1" if method == "gradcam" else told.unit, of=told.name),
         value_range=(float(planes.min()), float(planes.max())),
+        slope=1.0,
+        intercept=0.0,
         quantity_definition=_MEANINGS[method],
     )
     peak = float(np.abs(planes).max()) or 1.0

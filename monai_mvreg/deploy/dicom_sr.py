@@ -133,7 +133,6 @@ def _numbers_group(
                 *(f"SHA-256 of weights: {weights}" for weights in model.weights),
                 f"hash of preprocessing: {model.preprocessing}",
             ],
-            manufacturer=MAKER,
         ),
         measurements=measured,
     )

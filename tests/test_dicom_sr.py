@@ -159,6 +159,8 @@ def test_it_belongs_to_the_patient_and_the_study_of_the_newest_scan(home: Path) 
 def test_it_says_that_it_is_for_research_preliminary_and_unverified(home: Path) -> None:
     report = make_report(predicted(home), home=home)
     assert texts(report, "121106") == [PURPOSE]
+    order = [code(item) for item in report.ContentSequence]
+    assert order.index("121106") < order.index("126010")  # before any number
     assert (report.PreliminaryFlag, report.VerificationFlag) == ("PRELIMINARY", "UNVERIFIED")
     assert report.SeriesDescription == "Research use only: volume"
 

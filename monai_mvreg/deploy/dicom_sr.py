@@ -87,7 +87,9 @@ def make_report(prediction: Prediction, *, home: Path) -> Dataset:
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
-    content[0].ContentSequence.extend(_remarks(prediction))
+    root = content[0].ContentSequence
+    root.insert(len(root) - 1, _text(codes.DCM.Comment, PURPOSE))  # to be read before any number
+    root.extend(_remarks(prediction))
     return _document(content, sources, index, uid, prediction)
 
 
@@ -225,10 +227,9 @@ _WARNING = private_concept("warning", "Warning")
 
 
 def _remarks(prediction: Prediction) -> list[ContentItem]:
-    """What holds for the whole: the purpose, warnings, what was left out."""
+    """What holds for the whole: warnings, what was left out."""
     left_out = private_concept("left_out", "Not used, and why")
     return [
-        _text(codes.DCM.Comment, PURPOSE),
         *(_text(_WARNING, one.message) for one in prediction.warnings if one.scan is None),
         *(_text(left_out, f"{short(one.address)}: {one.reason}") for one in prediction.left_out),
     ]

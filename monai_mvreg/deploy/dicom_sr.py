@@ -247,9 +247,12 @@ def _document(
     names = ", ".join(number.name for number in prediction.numbers)
     own = json.dumps(content[0].to_json_dict(), ensure_ascii=False, default=str)
     scheme = CodingSchemeIdentificationItem(SCHEME, name="monai-mvreg", responsible_organization=MAKER)
+    evidence = [_reference(one) for source in (index, *sources) for one in source.instances]
+    for name in OF_EVERY_OBJECT:  # who the patient is comes from the header, below
+        setattr(evidence[0], name, "")
     with silent():
         report = sr.Comprehensive3DSR(
-            evidence=[_reference(one) for source in (index, *sources) for one in source.instances],
+            evidence=evidence,
             content=content[0],
             series_instance_uid=str(generate_uid(entropy_srcs=["series", uid])),
             series_number=SERIES_NUMBER,
@@ -268,10 +271,8 @@ def _document(
 
 
 def _reference(instance: Instance) -> Dataset:
-    """What highdicom reads of an instance; who the patient is comes later."""
+    """What highdicom reads of an instance."""
     found = Dataset()
     found.SOPClassUID, found.SOPInstanceUID = instance.kind, instance.uid
     found.StudyInstanceUID, found.SeriesInstanceUID = instance.study, instance.series
-    for name in OF_EVERY_OBJECT:
-        setattr(found, name, "")
     return found

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from monai_mvreg.cli.bundles import add_bundle_verbs
 from monai_mvreg.cli.cohorts import ADD_TARGET, add_cohort_verbs, train_command
+from monai_mvreg.cli.hospital import add_hospital_verbs
 from monai_mvreg.cli.patients import add_patient_verbs
 from monai_mvreg.cli.trainings import add_training_verbs
 
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add_training_verbs(verbs)
     add_patient_verbs(verbs)
     add_bundle_verbs(verbs)
+    add_hospital_verbs(verbs)
     return parser
 
 

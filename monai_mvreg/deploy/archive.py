@@ -19,12 +19,11 @@ from dicomweb_client.web import DICOMwebClient
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelMove,
 )
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
+from requests.adapters import HTTPAdapter, Retry
 
 from monai_mvreg.deploy.inbox import hashed
 from monai_mvreg.deploy.listen_settings import DimseArchive, WebArchive
@@ -135,7 +134,7 @@ def _web(what: str) -> Iterator[None]:
     try:
         yield
     except requests.HTTPError as error:
-        status = error.response.status_code
+        status = 0 if error.response is None else error.response.status_code
         kind = RefusedError if status in _REFUSED else ArchiveError
         raise kind(f"{what} failed: HTTP status {status}") from None
     except requests.RequestException as error:
@@ -203,14 +202,10 @@ class Dimse:
         query.QueryRetrieveLevel = level
         for name, value in keys.items():
             setattr(query, name, value)
-        found = []
         with self._associated(StudyRootQueryRetrieveInformationModelFind) as association:
-            status = Dataset()
-            for status, one in association.send_c_find(query, StudyRootQueryRetrieveInformationModelFind):
-                if one is not None:
-                    found.append(one)
-        _check(status, "the search for studies")
-        return found
+            answers = list(association.send_c_find(query, StudyRootQueryRetrieveInformationModelFind))
+        _check(answers[-1][0], "the search for studies")
+        return [one for _, one in answers if one is not None]
 
     def studies(self, patient: str) -> list[ArchivedStudy]:
         """List the studies of a PatientID."""
@@ -238,9 +233,7 @@ class Dimse:
     def _move(self, association: Any, study: str, series: str) -> int:
         query = Dataset()
         query.QueryRetrieveLevel, query.StudyInstanceUID, query.SeriesInstanceUID = "SERIES", study, series
-        status = Dataset()
-        for status, _ in association.send_c_move(query, self._title, StudyRootQueryRetrieveInformationModelMove):
-            pass
+        status, _ = list(association.send_c_move(query, self._title, StudyRootQueryRetrieveInformationModelMove))[-1]
         _check(status, "the move of a series")
         if status.get("NumberOfFailedSuboperations") or status.Status >> 12 == 0xB:
             raise ArchiveError("the move of a series failed: the archive could not send all of it")

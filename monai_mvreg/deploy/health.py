@@ -25,17 +25,19 @@ class Meters:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
-        self.objects = Counter("mvreg_objects", "objects received", ["result"], **own)
-        self.refused = Counter("mvreg_associations_refused", "connections refused", ["reason"], **own)
-        self.answers = Counter("mvreg_reports_sent", "reports that the archive has", **own)
-        self.failures = Counter("mvreg_studies_failed", "studies put aside", **own)
-        self.retries = Counter("mvreg_retries", "things to be tried again", ["what"], **own)
-        self.studies = Gauge("mvreg_studies", "studies in the queue", ["state"], **own)
-        self.oldest = Gauge("mvreg_oldest_seconds", "age of the study that waits for longest", **own)
-        self.free = Gauge("mvreg_free_bytes", "free space of the queue's disk", **own)
+        own = self.registry
+        self.objects = Counter("mvreg_objects", "objects received", ["result"], registry=own)
+        self.refused = Counter("mvreg_associations_refused", "connections refused", ["reason"], registry=own)
+        self.answers = Counter("mvreg_reports_sent", "reports that the archive has", registry=own)
+        self.failures = Counter("mvreg_studies_failed", "studies put aside", registry=own)
+        self.retries = Counter("mvreg_retries", "things to be tried again", ["what"], registry=own)
+        self.studies = Gauge("mvreg_studies", "studies in the queue", ["state"], registry=own)
+        self.oldest = Gauge("mvreg_oldest_seconds", "age of the study that waits for longest", registry=own)
+        self.free = Gauge("mvreg_free_bytes", "free space of the queue's disk", registry=own)
         buckets = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
-        self.seconds = Histogram("mvreg_prediction_seconds", "from a complete study to its report", buckets=buckets, **own)
+        self.seconds = Histogram(
+            "mvreg_prediction_seconds", "from a complete study to its report", buckets=buckets, registry=own
+        )
 
 
 def serve_health(address: tuple[str, int], meters: Meters, trouble: Callable[[], list[str]]) -> ThreadingHTTPServer:
@@ -50,7 +52,7 @@ def serve_health(address: tuple[str, int], meters: Meters, trouble: Callable[[],
     class Handler(BaseHTTPRequestHandler):
         timeout = 10
 
-        def do_GET(self) -> None:  # noqa: N802, the name that http.server calls
+        def do_GET(self) -> None:
             found = trouble()
             if self.path == "/healthz":
                 body, kind = json.dumps({"well": not found, "trouble": found}).encode(), "application/json"

@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS instances (
 
 @dataclass(frozen=True)
 class ObjectFacts:
-    """What the queue needs to know of a DICOM file; ``date`` is YYYYMMDD, ``time`` HHMMSS or empty, ``kind`` its class."""
+    """What the queue knows of a DICOM file: ``kind`` is its class; ``date`` YYYYMMDD, ``time`` HHMMSS or empty."""
 
     kind: str
     instance: str
@@ -53,8 +53,8 @@ class Waiting:
     """A study in the queue.
 
     ``version`` counts the objects that changed it, ``crashes`` how often the process ended while it was predicted, and
-    ``tries`` how often its report could not be sent. ``emptied`` is whether its earlier files were deleted after an
-    answer. ``sent_answer`` names that answer, for the next one to replace: study, series, class and instance, by spaces.
+    ``tries`` how often something failed that is tried again. ``emptied`` is whether files were deleted after an answer.
+    ``sent_answer`` names that answer by its UIDs: study, series, class and instance, with spaces between.
     """
 
     key: str
@@ -63,7 +63,6 @@ class Waiting:
     crashes: int
     tries: int
     emptied: bool
-    answer: str | None
     sent_answer: str | None
 
 
@@ -222,9 +221,12 @@ class Inbox:
         for folder in (self.home / "failed").iterdir():
             self._base.execute("UPDATE studies SET state = 'failed' WHERE key = ?", (folder.name,))
         for file in self.outbox.iterdir():
-            if self._base.execute(
-                "SELECT 1 FROM studies WHERE key = ? AND state = 'predicted'", (file.stem,)
-            ).fetchone() is None:
+            if (
+                self._base.execute(
+                    "SELECT 1 FROM studies WHERE key = ? AND state = 'predicted'", (file.stem,)
+                ).fetchone()
+                is None
+            ):
                 file.unlink()
 
     def ready(self, *, quiet: float, busy: Collection[str] = ()) -> Waiting | None:
@@ -235,7 +237,9 @@ class Inbox:
             busy: keys of studies that somebody is still sending.
         """
         now = time.time()
-        rows = self._rows("state = 'receiving' AND changed <= ? AND due <= ? ORDER BY changed", now - quiet, now)
+        # What ended the process goes last: the others get their turn.
+        complete = "state = 'receiving' AND changed <= ? AND due <= ? ORDER BY crashes, changed"
+        rows = self._rows(complete, now - quiet, now)
         return next((row for row in rows if row.key not in busy), None)
 
     def unsent(self) -> Waiting | None:
@@ -250,7 +254,7 @@ class Inbox:
     def _rows(self, where: str, *values: object) -> list[Waiting]:
         with self._lock:
             found = self._base.execute(f"SELECT {_FIELDS} FROM studies WHERE {where}", values).fetchall()
-        return [Waiting(*row[:5], bool(row[5]), *row[6:]) for row in found]
+        return [Waiting(*row) for row in found]
 
     def _set(self, key: str, changes: str, *values: object) -> None:
         with self._lock:
@@ -262,7 +266,17 @@ class Inbox:
 
     def postpone(self, waiting: Waiting, seconds: float) -> None:
         """Try again later; what went wrong was not the study's fault."""
-        self._set(waiting.key, "crashes = ?, tries = tries + 1, due = ?", waiting.crashes, time.time() + seconds)
+        due = time.time() + seconds
+        self._set(waiting.key, "crashes = ?, tries = tries + 1, due = ?", waiting.crashes, due)
+
+    def forgive(self, key: str) -> None:
+        """Take back that a study was begun: the process ends because it was told to."""
+        self._set(key, "crashes = max(crashes - 1, 0)")
+
+    def hurry(self) -> None:
+        """Try everything now that waits for another try: the archive is back."""
+        with self._lock:
+            self._base.execute("UPDATE studies SET due = 0 WHERE tries > 0")
 
     def answered(self, waiting: Waiting, answer: str) -> None:
         """Note that the report of this version lies in the outbox; ``answer`` names it."""
@@ -320,7 +334,9 @@ class Inbox:
         with self._lock:
             old = "SELECT key FROM studies WHERE state = 'sent' AND emptied AND changed < ?"
             self._base.execute(f"DELETE FROM instances WHERE study IN ({old})", (now - remember,))
-            self._base.execute("DELETE FROM studies WHERE state = 'sent' AND emptied AND changed < ?", (now - remember,))
+            self._base.execute(
+                "DELETE FROM studies WHERE state = 'sent' AND emptied AND changed < ?", (now - remember,)
+            )
 
 
 def _patient_of(file: Path) -> str:

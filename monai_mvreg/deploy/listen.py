@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
 from monai_mvreg.deploy.archive import Archive, DicomWeb, Dimse
 from monai_mvreg.deploy.health import Meters, serve_health, start_log
@@ -34,11 +33,8 @@ def listen(settings: ListenSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     start_log()
-    predictor = Predictor.from_bundle(
-        settings.bundle, models=settings.models, kept=_kept(settings.folder), device=settings.device
-    )
-    if predictor.trained.views:
-        raise ValueError("expected a model that takes the scans of a folder, this one needs to be told their views")
+    settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    predictor = check_model(settings)
     inbox, meters = Inbox(settings.folder), Meters()
     listener = Listener(settings, inbox, meters)
     worker = Worker(
@@ -70,14 +66,24 @@ def listen(settings: ListenSettings) -> None:
     health.shutdown()
     logger.info("stopped", extra={"facts": {"waiting": inbox.counts()}})
     if thread.is_alive():  # in the middle of a study, which the next process begins anew
+        worker.leave()
         sys.stderr.flush()
         os._exit(0)
     inbox.close()
 
 
-def _kept(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder / "kept"
+def check_model(settings: ListenSettings) -> Predictor:
+    """Read the model, and see that it can take what an archive sends.
+
+    Raises:
+        ValueError: if the model needs to be told the views of scans.
+        OSError: if there is no model.
+    """
+    kept = settings.folder / "kept" if settings.folder.is_dir() else None
+    predictor = Predictor.from_bundle(settings.bundle, models=settings.models, kept=kept, device=settings.device)
+    if predictor.trained.views:
+        raise ValueError("expected a model that takes the scans of a folder, this one needs to be told their views")
+    return predictor
 
 
 def _archive(settings: ListenSettings, listener: Listener) -> Archive:

@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from socketserver import BaseServer
 from typing import Any, ClassVar
 
 from pydicom.dataset import Dataset
 from pynetdicom import AE, StoragePresentationContexts, _config, dimse_messages, evt
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import Verification
 from pynetdicom.transport import ThreadedAssociationServer
 
 from monai_mvreg.deploy.health import Meters
@@ -69,7 +70,7 @@ class Listener:
         _config.STORE_RECV_CHUNKED_DATASET = True
         _config.LOG_HANDLER_LEVEL = "none"  # it would log identifiers, and costs half of the speed
         most, least_free = int(given.max_object_mb * 1e6), int(given.min_free_mb * 1e6)
-        dimse_messages.NamedTemporaryFile = lambda **_: IncomingFile(  # type: ignore[attr-defined]
+        dimse_messages.NamedTemporaryFile = lambda **_: IncomingFile(
             self.inbox.incoming, most=most, least_free=least_free
         )
         entity = self._entity
@@ -115,12 +116,12 @@ class Listener:
             self._sending = {one: keys for one, keys in self._sending.items() if one.is_alive()}
             return set().union(*self._sending.values())
 
-    def _opened(self, event: evt.Event) -> None:
+    def _opened(self, event: Any) -> None:
         """Let no peer claim more memory for one message than it was told it may send."""
         connection = event.assoc.dul.socket
         connection.recv = _bounded(connection.recv, self.settings.max_pdu + 2**16)
 
-    def _requested(self, event: evt.Event) -> None:
+    def _requested(self, event: Any) -> None:
         """Refuse an AE title that comes from an address of another peer."""
         primitive = event.assoc.requestor.primitive
         address = event.assoc.requestor.address
@@ -130,7 +131,7 @@ class Listener:
             self.meters.refused.labels("association").inc()
             event.assoc.kill()
 
-    def _store(self, event: evt.Event) -> int | Dataset:
+    def _store(self, event: Any) -> int | Dataset:
         """Keep an object, then say so."""
         request = event.request
         file: IncomingFile = request._dataset_file
@@ -149,7 +150,7 @@ class Listener:
             answer.ErrorComment = _COMMENTS[told]
         return answer
 
-    def _kept(self, event: evt.Event, file: IncomingFile) -> tuple[int, str]:
+    def _kept(self, event: Any, file: IncomingFile) -> tuple[int, str]:
         request = event.request
         file.finish()
         if file.refusal:
@@ -232,7 +233,7 @@ def _guarded(settings: ListenSettings, meters: Meters) -> type[ThreadedAssociati
             return False
 
         def get_request(self) -> tuple[socket.socket, Any]:
-            client, address = self.socket.accept()  # type: ignore[union-attr]
+            client, address = self.socket.accept()
             client.settimeout(settings.network_timeout)
             if self.ssl_context is not None:
                 # The handshake waits for the client: not here, where all others would wait too.
@@ -249,6 +250,10 @@ def _guarded(settings: ListenSettings, meters: Meters) -> type[ThreadedAssociati
                 finally:
                     self.shaking.discard(request)
             super().finish_request(request, client_address)
+
+        def shutdown(self) -> None:  # that of pynetdicom wants to be in a list of its own
+            BaseServer.shutdown(self)
+            self.server_close()
 
         def handle_error(self, request: Any, client_address: Any) -> None:
             meters.refused.labels("connection").inc()

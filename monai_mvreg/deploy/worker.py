@@ -56,7 +56,8 @@ class Worker:
     ) -> None:
         self.settings, self.inbox, self.predictor, self.archive = settings, inbox, predictor, archive
         self.meters, self.busy, self.last_turn = meters, busy, time.monotonic()
-        self._cleaned = -_CLEAN_EVERY
+        self._cleaned, self._down = -_CLEAN_EVERY, False
+        self._begun = ""
         self._modalities = frozenset(
             name for member in predictor.trained.members for name in member.domain.modalities if name
         )
@@ -101,6 +102,9 @@ class Worker:
             self.inbox.sent(waiting.key)
             self.meters.answers.inc()
             self._log("report sent", waiting)
+            if self._down:
+                self._down = False
+                self.inbox.hurry()
 
     def _answer(self, waiting: Waiting) -> None:
         """Predict a study; what cannot be predicted is put aside, and so is what ended the process too often."""
@@ -108,6 +112,7 @@ class Worker:
             self._fail(waiting, f"the process ended {waiting.crashes} times while it was predicted")
             return
         self.inbox.begin(waiting.key)
+        self._begun = waiting.key
         place = self.inbox.home / "work" / waiting.key
         try:
             with self.meters.seconds.time():
@@ -121,7 +126,13 @@ class Worker:
             if waiting.crashes + 1 >= self.settings.max_crashes:
                 self._fail(waiting, f"it could not be predicted: {type(error).__name__}")
         finally:
+            self._begun = ""
             rmtree(place, ignore_errors=True)
+
+    def leave(self) -> None:
+        """Leave the study that is being predicted to the next process, which does not count this as a crash."""
+        if self._begun:
+            self.inbox.forgive(self._begun)
 
     def _predict(self, waiting: Waiting, place: Path) -> None:
         """Write the report of a study into the outbox."""
@@ -152,9 +163,10 @@ class Worker:
 
     def _report(self, own: ObjectFacts, place: Path) -> Dataset:
         """Predict and report; a study with a scan newer than all of this one is no earlier one, and left out."""
+        key = hashed(own.study)
         while True:
             prediction = self.predictor.predict_folder(place)
-            if not any(scan.address.startswith(hashed(own.study)) for scan in prediction.scans):
+            if not any(scan.address.startswith(key) for scan in prediction.scans):
                 raise ValueError("expected a scan in the study that the model can take, all used are of earlier ones")
             report = make_report(prediction, home=place)
             if report.StudyInstanceUID == own.study:
@@ -163,11 +175,14 @@ class Worker:
 
     def _gather(self, waiting: Waiting, own: ObjectFacts, place: Path) -> None:
         """Bring the earlier studies of the patient together, from the archive and from the queue."""
-        moment = (own.date, own.time)
+        moment = (own.date, own.time or "235959")
         here = {folder.name: folder for folder in self.inbox.folders_of(own.patient) if folder.name != waiting.key}
         archived = self.archive.studies(own.patient)
         if waiting.emptied:  # its other objects are only there by now
+            kept = [file.name.partition("-")[0] for file in (place / waiting.key).iterdir()]
             self.archive.fetch(own.study, self._modalities, place / waiting.key)
+            for name in kept:
+                (place / waiting.key / f"{name}.dcm").unlink(missing_ok=True)
         if not own.date:  # then none is known to be earlier
             return
         wanted = [
@@ -207,6 +222,7 @@ class Worker:
         """Wait twice as long as last time, and a random part of it, so that not all come at once."""
         wait = min(_FIRST_WAIT * 2**waiting.tries, self.settings.max_wait) * random.uniform(0.5, 1)
         self.inbox.postpone(waiting, wait)
+        self._down = True
         self.meters.retries.labels(what).inc()
         facts = {"study": waiting.key[:12], "what": what, "error": type(error).__name__, "wait": round(wait, 1)}
         logger.warning("to be tried again", extra={"facts": facts})
@@ -225,7 +241,8 @@ def _only_earlier(folder: Path, patient: str, moment: tuple[str, str]) -> None:
     for file in folder.iterdir():
         try:
             facts = read_facts(file)
-            fits = facts.patient == patient and facts.date and (facts.date, facts.time or "000000") <= moment
+            earlier = facts.date and (facts.date, facts.time or "000000") <= moment
+            fits = facts.patient == patient and hashed(facts.study) == folder.name and earlier
         except ScanError:
             fits = False
         if not fits:

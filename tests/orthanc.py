@@ -23,6 +23,9 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE
 from tiny_model import write_visit
 
+from monai_mvreg.cli.main import main
+from monai_mvreg.deploy import listen as _  # noqa: F401, so that a fork has it
+
 PLUGIN = next(Path("/usr").glob("*/orthanc/plugins/libOrthancDicomWeb.so"), None)
 needs_orthanc = pytest.mark.skipif(
     shutil.which("Orthanc") is None or PLUGIN is None, reason="Orthanc with its DICOMweb plugin is not installed"
@@ -116,6 +119,34 @@ class Orthanc:
             return pydicom.dcmread(pydicom.filebase.DicomBytesIO(answer.read()))
 
 
+class Child:
+    """A forked process."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.code: int | None = None
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self, seconds: float = 60) -> int:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if not self.running():
+                return int(self.code or 0)
+            time.sleep(0.005)
+        raise TimeoutError("the process does not end")
+
+    def running(self) -> bool:
+        if self.code is None:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if found else None
+        return self.code is None
+
+
 class ListenerProcess:
     """``mvreg listen`` as a user starts it; killed, it is started again with the same settings."""
 
@@ -133,22 +164,27 @@ class ListenerProcess:
             **settings,
         }
         (home / "listen.yaml").write_text(yaml.safe_dump(given))
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Child | None = None
 
     def start(self) -> None:
         self.launch()
         wait_for(lambda: self.metrics(), seconds=60)
 
     def launch(self) -> None:
-        code = "import sys; from monai_mvreg.cli.main import main; sys.exit(main())"
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-        with (self.home / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", code, "listen", "--settings", str(self.home / "listen.yaml")],
-                stdout=log,
-                stderr=log,
-                env=environment,
-            )
+        """Start it without waiting: a fork has all modules already, which takes a new process ten seconds."""
+        child = os.fork()
+        if child:
+            self.process = Child(child)
+            return
+        code = 1
+        try:
+            with (self.home / "log").open("a") as log:
+                sys.stdout = sys.stderr = log
+                code = main(["listen", "--settings", str(self.home / "listen.yaml")])
+        except BaseException as error:
+            (self.home / "died").write_text(repr(error))
+        finally:
+            os._exit(code)
 
     def end(self, number: int = signal.SIGKILL) -> int:
         assert self.process is not None
@@ -177,6 +213,19 @@ class ListenerProcess:
         assert self.process is not None
         fields = Path(f"/proc/{self.process.pid}/statm").read_text().split()
         return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+
+def in_a_fork(work: Callable[[], Any]) -> Child:
+    """Do it in a process of its own; exit code 0 if it was done."""
+    child = os.fork()
+    if child:
+        return Child(child)
+    code = 1
+    try:
+        work()
+        code = 0
+    finally:
+        os._exit(code)
 
 
 @contextlib.contextmanager
@@ -218,6 +267,18 @@ def send(port: int, files: Sequence[Path | Dataset], *, title: str = "SENDER", c
     if association.is_established:
         association.release()
     return statuses
+
+
+def send_until_accepted(port: int, folders: Sequence[Path], *, pause: float = 0.0, seconds: float = 600) -> None:
+    """What a modality does: each study again and again until every object of it is accepted."""
+    end = time.monotonic() + seconds
+    for folder in folders:
+        files = sorted(folder.iterdir())
+        while any(send(port, files)):
+            if time.monotonic() > end:
+                raise TimeoutError("a study is never accepted")
+            time.sleep(0.05)
+        time.sleep(pause)
 
 
 def values(report: Dataset) -> list[float]:

@@ -130,6 +130,8 @@ class Inbox:
             for left in folder.iterdir():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         self._find_again()
+        # Who was sending when the last process ended needs time to come back.
+        self._opened = time.time()
 
     def close(self) -> None:
         """Let another process use the folder."""
@@ -237,6 +239,8 @@ class Inbox:
             busy: keys of studies that somebody is still sending.
         """
         now = time.time()
+        if 0 <= now - self._opened < quiet:
+            return None
         # What ended the process goes last: the others get their turn.
         complete = "state = 'receiving' AND changed <= ? AND due <= ? ORDER BY crashes, changed"
         rows = self._rows(complete, now - quiet, now)

@@ -250,11 +250,13 @@ def study(folder: Path, *, number: int, date: str = "20210301", patient: str = "
     return write_visit(folder, date=date, seed=number, **{**own, **blank, **tags})
 
 
-def send(port: int, files: Sequence[Path | Dataset], *, title: str = "SENDER", called: str = "MVREG") -> list[int]:
+def send(
+    port: int, files: Sequence[Path | Dataset], *, title: str = "SENDER", called: str = "MVREG", wait: float = 30
+) -> list[int]:
     """Send by C-STORE over one association; the status of each, -1 where there was none."""
     entity = AE(title)
     entity.add_requested_context(MR, [EXPLICIT])
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = 30
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = wait
     association = entity.associate("127.0.0.1", port, ae_title=called)
     if not association.is_established:
         return [-1] * len(files)
@@ -274,7 +276,7 @@ def send_until_accepted(port: int, folders: Sequence[Path], *, pause: float = 0.
     end = time.monotonic() + seconds
     for folder in folders:
         files = sorted(folder.iterdir())
-        while any(send(port, files)):
+        while any(send(port, files, wait=2)):
             if time.monotonic() > end:
                 raise TimeoutError("a study is never accepted")
             time.sleep(0.05)

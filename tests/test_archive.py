@@ -98,7 +98,7 @@ def test_an_archive_that_is_not_there_is_worth_another_try(
     with pytest.raises(ArchiveError) as error:
         archive.studies(CANARY)
     assert not isinstance(error.value, RefusedError) and CANARY not in str(error.value) and CANARY not in caplog.text
-    assert error.value.__cause__ is None and error.value.__suppress_context__ or kind == "dimse"
+    assert (error.value.__cause__ is None and error.value.__suppress_context__) or kind == "dimse"
 
 
 @needs_orthanc

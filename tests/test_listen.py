@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
+import subprocess
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,10 +71,12 @@ def test_the_report_of_two_studies_comes_back_with_the_number_of_mvreg_predict(
     assert "Mustermann" not in log and "1.2.826" not in log
 
 
-def survive_kills(home: Path, models: Path, *, studies: int, kills: int, pause: tuple[float, float]) -> Counter[str]:
+def survive_kills(
+    home: Path, models: Path, *, studies: int, kills: int, pause: tuple[float, float], quiet: float
+) -> Counter[str]:
     """Send studies while the listener is killed at random points; say in the middle of what it was killed."""
     folders = [study(home / "sent" / str(at), number=at + 1, patient=f"P{at}") for at in range(studies)]
-    archive, listener = pair(home, models, quiet=1.0, max_crashes=50)  # these crashes are not the fault of a study
+    archive, listener = pair(home, models, quiet=quiet, max_crashes=50)  # these crashes are not the fault of a study
     draw = random.Random(studies)
     killed: Counter[str] = Counter()
     with running(archive):
@@ -110,9 +115,86 @@ def survive_kills(home: Path, models: Path, *, studies: int, kills: int, pause: 
 
 
 def test_every_accepted_study_has_one_report_though_the_listener_is_killed(tmp_path: Path, models: Path) -> None:
-    assert survive_kills(tmp_path, models, studies=8, kills=4, pause=(0.2, 3.0))["kills"] == 4
+    killed = survive_kills(tmp_path, models, studies=8, kills=4, pause=(0.2, 3.0), quiet=1.0)
+    assert killed["kills"] == 4
 
 
 @pytest.mark.slow
 def test_two_hundred_studies_have_one_report_each_though_the_listener_is_killed(tmp_path: Path, models: Path) -> None:
-    print(survive_kills(tmp_path, models, studies=200, kills=100, pause=(0.2, 4.0)))
+    print(survive_kills(tmp_path, models, studies=200, kills=60, pause=(0.2, 8.0), quiet=3.0))
+
+
+def test_on_a_full_disk_objects_are_refused_and_what_was_accepted_is_answered(tmp_path: Path, models: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if subprocess.run(mounted, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can only be mounted by root")
+    archive, listener = pair(tmp_path, models, folder=str(disk / "queue"), min_free_mb=0, quiet=1.0)
+    folders = [
+        study(tmp_path / str(at), number=at + 1, patient=f"P{at}", ImageComments="x" * 10_000) for at in range(20)
+    ]
+    try:
+        with running(archive, listener):
+            statuses = {folder: send(listener.port, sorted(folder.iterdir())) for folder in folders}
+            refused = [folder for folder, found in statuses.items() if any(found)]
+            assert {status for found in statuses.values() for status in found} == {0x0000, 0xA700}
+            assert 0 < len(refused) < len(folders)
+            accepted = len(folders) - len(refused)
+            wait_for(lambda: len(archive.reports()) >= accepted, seconds=60)
+            subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+            send_until_accepted(listener.port, refused, seconds=60)
+            wait_for(lambda: len(archive.reports()) >= len(folders), seconds=60)
+            wait_for(lambda: listener.metrics()['mvreg_studies{state="sent"}'] == len(folders))
+            reports = archive.reports()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+    answered = Counter(uid for report in reports for uid in referenced_studies(report))
+    assert len(answered) == len(folders)
+
+
+@pytest.mark.slow
+def test_a_minute_without_the_archive_is_caught_up_with(tmp_path: Path, models: Path) -> None:
+    archive, listener = pair(tmp_path, models, max_wait=300)
+    folders = [study(tmp_path / str(at), number=at + 1, patient=f"P{at}") for at in range(30)]
+    with running(archive, listener):
+        send_until_accepted(listener.port, folders[:10])
+        wait_for(lambda: len(archive.reports()) >= 5)
+        archive.stop()
+        stopped = time.monotonic()
+        send_until_accepted(listener.port, folders[10:])
+        time.sleep(max(0, 60 - (time.monotonic() - stopped)))
+        assert listener.healthy()
+        archive.start()
+        back = time.monotonic()
+        wait_for(lambda: listener.metrics()['mvreg_studies{state="sent"}'] == 30, seconds=200)
+        print(f"all sent {time.monotonic() - back:.1f} s after the archive was back")
+        assert len(archive.reports()) == 30 and listener.metrics()['mvreg_studies{state="failed"}'] == 0
+
+
+@pytest.mark.slow
+def test_eight_senders_at_once_are_served_in_flat_memory(tmp_path: Path, models: Path) -> None:
+    archive, listener = pair(tmp_path, models, quiet=2.0)
+    pixels = {"Rows": 256, "Columns": 256, "PixelData": bytes(131_072)}
+    with running(archive, listener):
+        senders = [in_a_fork(partial(_send_many, listener.port, tmp_path / f"s{at}", at, pixels)) for at in range(8)]
+        began, memory = time.monotonic(), list[int]()
+        while any(sender.running() for sender in senders):
+            memory.append(listener.memory())
+            time.sleep(0.5)
+        took = time.monotonic() - began
+        assert all(sender.code == 0 for sender in senders)
+        wait_for(lambda: listener.metrics()['mvreg_studies{state="sent"}'] == 8 * 25, seconds=300)
+        after = listener.memory()
+        stored = listener.metrics()['mvreg_objects_total{result="stored"}']
+    early, late = max(memory[: len(memory) // 4]), max(memory[-len(memory) // 4 :])
+    print(f"{stored:.0f} objects, {stored / took:.0f} a second; MB early {early}, late {late}, after {after}")
+    assert stored == 8 * 25 * 20 and late < early + 150
+
+
+def _send_many(port: int, home: Path, sender: int, pixels: dict[str, object]) -> None:
+    for at in range(25):
+        number = 1 + sender * 100 + at
+        folder = study(home, number=number, patient=f"P{number}", heights=tuple(range(20)), **pixels)
+        send_until_accepted(port, [folder])
+        shutil.rmtree(folder)

@@ -24,7 +24,7 @@ from pynetdicom import AE
 from tiny_model import write_visit
 
 from monai_mvreg.cli.main import main
-from monai_mvreg.deploy import listen as _  # noqa: F401, so that a fork has it
+from monai_mvreg.deploy.listen import listen  # so that a fork has it already
 
 PLUGIN = next(Path("/usr").glob("*/orthanc/plugins/libOrthancDicomWeb.so"), None)
 needs_orthanc = pytest.mark.skipif(
@@ -172,6 +172,7 @@ class ListenerProcess:
 
     def launch(self) -> None:
         """Start it without waiting: a fork has all modules already, which takes a new process ten seconds."""
+        assert callable(listen)
         child = os.fork()
         if child:
             self.process = Child(child)

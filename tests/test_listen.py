@@ -124,24 +124,27 @@ def test_two_hundred_studies_have_one_report_each_though_the_listener_is_killed(
     print(survive_kills(tmp_path, models, studies=200, kills=60, pause=(0.2, 8.0), quiet=3.0))
 
 
-def test_on_a_full_disk_objects_are_refused_and_what_was_accepted_is_answered(tmp_path: Path, models: Path) -> None:
+@pytest.mark.parametrize("reserve", [0, 0.3], ids=["to the last byte", "with a reserve"])
+def test_on_a_full_disk_objects_are_refused_and_what_was_accepted_is_answered(
+    tmp_path: Path, models: Path, reserve: float
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
     if subprocess.run(mounted, capture_output=True, check=False).returncode:
         pytest.skip("a small disk can only be mounted by root")
-    archive, listener = pair(tmp_path, models, folder=str(disk / "queue"), min_free_mb=0, quiet=1.0)
-    folders = [
-        study(tmp_path / str(at), number=at + 1, patient=f"P{at}", ImageComments="x" * 10_000) for at in range(20)
-    ]
+    archive, listener = pair(tmp_path, models, folder=str(disk / "queue"), min_free_mb=reserve, quiet=1.0)
+    large = {"Rows": 160, "Columns": 160, "PixelData": random.Random(1).randbytes(51_200)}
+    folders = [study(tmp_path / str(at), number=at + 1, patient=f"P{at}", **large) for at in range(9)]
     try:
         with running(archive, listener):
             statuses = {folder: send(listener.port, sorted(folder.iterdir())) for folder in folders}
             refused = [folder for folder, found in statuses.items() if any(found)]
             assert {status for found in statuses.values() for status in found} == {0x0000, 0xA700}
             assert 0 < len(refused) < len(folders)
-            accepted = len(folders) - len(refused)
-            wait_for(lambda: len(archive.reports()) >= accepted, seconds=60)
+            if reserve:  # there is space for reports
+                wait_for(lambda: len(archive.reports()) >= len(folders) - len(refused), seconds=60)
+                assert not listener.healthy()
             subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
             send_until_accepted(listener.port, refused, seconds=60)
             wait_for(lambda: len(archive.reports()) >= len(folders), seconds=60)

@@ -19,7 +19,7 @@ def test_help_needs_no_torch_and_no_second() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert time.perf_counter() - started < 2
     assert done.stdout.splitlines()[-1] == "[]"
-    assert all(verb in done.stdout for verb in ("demo", "scan", "bids", "split", "predict", "explain", "report"))
+    assert all(verb in done.stdout for verb in ("demo", "scan", "bids", "split", "predict", "explain", "report", "sr"))
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

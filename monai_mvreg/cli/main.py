@@ -13,6 +13,7 @@ from pathlib import Path
 
 from monai_mvreg.cli.archives import add_archive_verbs
 from monai_mvreg.cli.cohorts import ADD_TARGET, add_cohort_verbs, train_command
+from monai_mvreg.cli.hospital import add_hospital_verbs
 from monai_mvreg.cli.patients import add_patient_verbs
 from monai_mvreg.cli.trainings import add_training_verbs
 
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add_cohort_verbs(verbs)
     add_training_verbs(verbs)
     add_patient_verbs(verbs)
+    add_hospital_verbs(verbs)
     add_archive_verbs(verbs)
     return parser
 

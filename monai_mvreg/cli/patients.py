@@ -22,13 +22,13 @@ _METHODS = ("gradcam", "occlusion")
 def add_patient_verbs(verbs: Any) -> None:
     """Add them to the parser of the command line."""
     predict = verbs.add_parser("predict", help="predict one patient from a folder, or all patients of a table")
-    _add_model(predict)
+    add_model_options(predict)
     predict.add_argument("--out", type=Path, metavar="FOLDER", help="write predictions.json and predictions.csv there")
     predict.add_argument("--json", action="store_true", help="print the predictions as JSON, and nothing else")
     predict.set_defaults(verb=_predict)
 
     explain = verbs.add_parser("explain", help="write where in each scan the network found what moves the number")
-    _add_model(explain)
+    add_model_options(explain)
     explain.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="for NIfTI maps and explanation.json"
     )
@@ -38,7 +38,7 @@ def add_patient_verbs(verbs: Any) -> None:
     explain.set_defaults(verb=_explain)
 
     report = verbs.add_parser("report", help="write a page for a patient, pages for all of a table, or a model card")
-    _add_model(report, sources="?")
+    add_model_options(report, sources="?")
     report.add_argument("--out", type=Path, required=True, metavar="PLACE", help="a page for a folder, else a folder")
     report.add_argument("--saliency", choices=(*_METHODS, "none"), default="gradcam", help="outlines in the pictures")
     report.add_argument("--identify", action="store_true", help="show who the patients are, and paths")
@@ -49,7 +49,7 @@ def add_patient_verbs(verbs: Any) -> None:
     report.set_defaults(verb=_report)
 
 
-def _add_model(verb: argparse.ArgumentParser, *, sources: str | None = None) -> None:
+def add_model_options(verb: argparse.ArgumentParser, *, sources: str | None = None) -> None:
     """What every verb takes that predicts; ``sources`` is how many there may be, None for one."""
     told = "a patient's folder, zip or file; or a table of scans"
     verb.add_argument("source", type=Path, metavar="SOURCE", nargs=sources, help=told)
@@ -67,7 +67,8 @@ def _add_model(verb: argparse.ArgumentParser, *, sources: str | None = None) -> 
     table.add_argument("--view", default="view", metavar="COLUMN", help="read if the model tells views apart")
 
 
-def _predictor(options: argparse.Namespace) -> Predictor:
+def predictor_of(options: argparse.Namespace) -> Predictor:
+    """Read the model, once there is something to predict."""
     if not options.source.exists():  # before all that takes time
         raise FileNotFoundError(f"expected a patient's folder or a table of scans, there is none at {options.source}")
 
@@ -78,7 +79,8 @@ def _predictor(options: argparse.Namespace) -> Predictor:
     )
 
 
-def _is_table(options: argparse.Namespace) -> bool:
+def is_table(options: argparse.Namespace) -> bool:
+    """Whether the source is a table of scans, not one patient."""
     return options.source.suffix in (".csv", ".tsv")
 
 
@@ -98,12 +100,12 @@ def _cohort(options: argparse.Namespace, predictor: Predictor) -> Cohort:
         views=trained.views,
         covariates=trained.settings["columns#covariates"] or {},
     )
-    return read_cohort(str(options.source), columns, images=str(_home(options)))
+    return read_cohort(str(options.source), columns, images=str(home_of(options)))
 
 
-def _home(options: argparse.Namespace) -> Path:
+def home_of(options: argparse.Namespace) -> Path:
     """The folder that addresses in the result are relative to."""
-    if _is_table(options):
+    if is_table(options):
         return Path(options.dataset_dir or options.source.parent)
     return Path(options.source)
 
@@ -121,15 +123,15 @@ def _covariates(options: argparse.Namespace) -> dict[str, float]:
     return found
 
 
-def _predicted(
+def predicted_patients(
     options: argparse.Namespace, predictor: Predictor
 ) -> tuple[list[tuple[Patient, Prediction]], list[NoPrediction]]:
     """Predict the patient of a folder, or all of a table; of one in a table nothing may be known, and is told."""
     from monai_mvreg.predict.selection import find_patient
     from monai_mvreg.prediction import Prediction
 
-    home = _home(options)
-    if not _is_table(options):
+    home = home_of(options)
+    if not is_table(options):
         found = find_patient(options.source, predictor.trained, covariates=_covariates(options))
         return [(found.patient, predictor.predict(found, home=home))], []
     cohort = _cohort(options, predictor)
@@ -138,7 +140,7 @@ def _predicted(
     return predicted, [one for _, one in both if not isinstance(one, Prediction)]
 
 
-def _tell(unpredicted: Sequence[NoPrediction]) -> None:
+def tell_unpredicted(unpredicted: Sequence[NoPrediction]) -> None:
     """End with 1 where something could not be predicted."""
     if unpredicted:
         print(f"error: nothing could be predicted for {_count(len(unpredicted), 'patient')}", file=sys.stderr)
@@ -150,7 +152,7 @@ def _tell(unpredicted: Sequence[NoPrediction]) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from monai_mvreg.prediction import as_rows, to_json
 
-    predicted, unpredicted = _predicted(options, _predictor(options))
+    predicted, unpredicted = predicted_patients(options, predictor_of(options))
     predictions = [prediction for _, prediction in predicted]
     text = to_json(predictions, unpredicted=unpredicted)
     if options.out:
@@ -159,26 +161,26 @@ def _predict(options: argparse.Namespace) -> None:
         _write_whole(options.out / "predictions.csv", as_rows(predictions).to_csv(index=False, float_format="%.7g"))
     if options.json:
         print(text)
-    elif _is_table(options):
+    elif is_table(options):
         print(f"{len(predictions)} patients predicted, {sum(bool(one.warnings) for one in predictions)} with warnings")
     else:
         print(_told(predictions[0]))
     if not options.json and options.out:
         print(f"Written: {options.out / 'predictions.json'} and, a view of it, predictions.csv")
-    elif not options.json and _is_table(options):
+    elif not options.json and is_table(options):
         print("Nothing was written: give --out FOLDER, or --json to print all")
-    _tell(unpredicted)
+    tell_unpredicted(unpredicted)
 
 
 def _explain(options: argparse.Namespace) -> None:
     from monai_mvreg.explain.explanation import METHODS, explain_patient, used_part
 
-    predictor, methods = _predictor(options), {name: METHODS[name] for name in options.method or METHODS}
-    predicted, unpredicted = _predicted(options, predictor)
+    predictor, methods = predictor_of(options), {name: METHODS[name] for name in options.method or METHODS}
+    predicted, unpredicted = predicted_patients(options, predictor)
     places, checks = [], {}
     for at, (patient, prediction) in enumerate(predicted, start=1):
-        place = options.out / f"patient-{at}" if _is_table(options) else options.out
-        part = used_part(patient, prediction, home=_home(options))
+        place = options.out / f"patient-{at}" if is_table(options) else options.out
+        part = used_part(patient, prediction, home=home_of(options))
         checks = dict(explain_patient(predictor, part, place, methods=methods, number=options.number).checks)
         places.append(place / "explanation.json")
     if options.json:
@@ -188,7 +190,7 @@ def _explain(options: argparse.Namespace) -> None:
         for name, check in checks.items():
             print(f"{name}: alike to maps of a random head {check.head:.2f}, of a random network {check.whole:.2f}")
         print("Near 1 a map shows the scan and not what was learned: do not use it. More: docs/explain.md")
-    _tell(unpredicted)
+    tell_unpredicted(unpredicted)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -207,7 +209,7 @@ def _report(options: argparse.Namespace) -> None:
     else:
         pages, unpredicted = _patient_pages(options)
     print(json.dumps([str(page) for page in pages]) if options.json else f"Report: {pages[0] if pages else 'none'}")
-    _tell(unpredicted)
+    tell_unpredicted(unpredicted)
 
 
 def _patient_pages(options: argparse.Namespace) -> tuple[list[Path], list[NoPrediction]]:
@@ -216,12 +218,12 @@ def _patient_pages(options: argparse.Namespace) -> tuple[list[Path], list[NoPred
     from monai_mvreg.report.patient import write_index, write_patient_report
     from monai_mvreg.report.patient_pictures import scan_pictures
 
-    predictor, table = _predictor(options), _is_table(options)
+    predictor, table = predictor_of(options), is_table(options)
     (options.out if table else options.out.absolute().parent).mkdir(parents=True, exist_ok=True)
-    predicted, unpredicted = _predicted(options, predictor)
+    predicted, unpredicted = predicted_patients(options, predictor)
     pages = []
     for at, (patient, prediction) in enumerate(predicted, start=1):
-        part = used_part(patient, prediction, home=_home(options))
+        part = used_part(patient, prediction, home=home_of(options))
         if options.identify and not table:  # of a folder, its name is what is known
             prediction = replace(prediction, patient=options.source.name)
         pages.append(options.out / f"patient-{at}.html" if table else options.out)

@@ -23,6 +23,9 @@ from monai_mvreg.scans.find import Scan, find_scans
 from monai_mvreg.scans.read import scan_at
 from monai_mvreg.scans.stacks import Stack
 
+MAKER = "monai-mvreg"
+SERIES_NUMBER = 9900  # beyond what scanners count to, so that results stand behind the scans
+
 # Attributes that every object has, though their value may be empty: old files leave some out.
 OF_EVERY_OBJECT = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
@@ -73,11 +76,11 @@ def used_instances(prediction: Prediction, *, home: Path) -> tuple[DicomScan, ..
     places = dict.fromkeys(addresses.split(address)[0] for address in used)
     known: dict[str, Scan] = {}
     for place in places:  # one look at a folder, however many of its series were used
-        found, left = find_scans(place)
+        found, left = find_scans(place, resample=True)
         known |= {scan.address: scan for scan in [*found, *(item.scan for item in left if item.scan is not None)]}
     sources = []
     for at, address in enumerate(used):
-        scan = known.get(Path(address).as_posix()) or scan_at(address)
+        scan = known.get(Path(address).as_posix()) or scan_at(address, resample=True)
         if not isinstance(scan.content, Stack):
             continue
         content = prediction.scans[at].content
@@ -119,6 +122,13 @@ def _check_patient(sources: Sequence[DicomScan]) -> None:
             f"expected scans with one PatientID, got {len(people)} in {len(sources)} scans: nothing is written, as it "
             "would be filed under one of them"
         )
+    headers = (read_header(source.instances[0].path) for source in sources)
+    issuers = {str(header.get("IssuerOfPatientID") or "") for header in headers} - {""}
+    if len(issuers) > 1:
+        raise ValueError(
+            f"expected scans with one IssuerOfPatientID, got {len(issuers)}: the same PatientID of several hospitals "
+            "may be several patients"
+        )
     studies = {source.instances[0].study for source in sources}
     if people == {""} and len(studies) > 1:
         raise ValueError(
@@ -145,6 +155,38 @@ def read_header(path: Path) -> Dataset:
             if name not in header:
                 setattr(header, name, "")
     return header
+
+
+def take_over(header: Dataset, made: Dataset, *, ascii_only: bool) -> None:
+    """Write into a result who the patient is, and which study it is of, exactly as a header says it.
+
+    Args:
+        header: as :func:`read_header` reads it.
+        made: the result, an object of highdicom.
+        ascii_only: whether the rest of the result is ASCII, and so can be written in the character set of the header.
+    """
+    made.copy_patient_and_study_information(header)
+    for name, mark in (("StudyDate", "."), ("PatientBirthDate", "."), ("StudyTime", ":")):  # as before DICOM 3.0
+        setattr(made, name, str(made.get(name) or "").replace(mark, ""))
+    if not ascii_only:
+        made.SpecificCharacterSet = "ISO_IR 192"
+    elif "SpecificCharacterSet" in header:
+        made.SpecificCharacterSet = header.SpecificCharacterSet
+    elif "SpecificCharacterSet" in made:
+        del made.SpecificCharacterSet
+
+
+def write_object(made: Dataset, path: Path) -> None:
+    """Write a result to a file; what stands there is always whole."""
+    unfinished = path.with_name(path.name + ".part")
+    with silent():
+        made.save_as(unfinished, enforce_file_format=True)
+    unfinished.replace(path)
+
+
+def fitted(text: str) -> str:
+    """A text as an attribute of 64 characters holds it."""
+    return text.replace("\\", "/")[:64]
 
 
 @contextmanager
@@ -177,11 +219,13 @@ def result_uid(kind: str, prediction: Prediction, sources: Sequence[DicomScan], 
     """
     instances = {source.place: [f"{one.uid} {one.frames}" for one in source.instances] for source in sources}
     scans = [instances.get(at, [scan.content]) for at, scan in enumerate(prediction.scans)]
-    numbers = [
-        (one.name, one.unit, *(f"{value:.6g}" for value in (one.value, one.low, one.high) if value is not None))
-        for one in prediction.numbers
+    values: list[tuple[float | None, ...]] = [
+        (one.value, one.low, one.high, one.confidence, one.spread) for one in prediction.numbers
     ]
-    return str(generate_uid(entropy_srcs=[kind, repr(prediction.model), repr(scans), repr(numbers), *more]))
+    values += [prediction.survival.risks] if prediction.survival else []
+    rounded = ["-" if value is None else f"{value:.6g}" for row in values for value in row]
+    names = [f"{one.name} {one.unit}" for one in prediction.numbers]
+    return str(generate_uid(entropy_srcs=[kind, repr(prediction.model), repr((scans, names, rounded)), *more]))
 
 
 def model_uid(model: ModelIdentity) -> str:

@@ -16,14 +16,18 @@ from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from monai_mvreg.deploy.dicom_source import (
+    MAKER,
     OF_EVERY_OBJECT,
+    SERIES_NUMBER,
     DicomScan,
     Instance,
+    fitted,
     model_uid,
     newest,
     read_header,
     result_uid,
     silent,
+    take_over,
     used_instances,
 )
 from monai_mvreg.deploy.ucum import unit_concept
@@ -33,8 +37,6 @@ from monai_mvreg.scans.addresses import short
 SCHEME = "99MVREG"
 """The private coding scheme of what no public one has a word for; the DICOM object declares it."""
 
-MAKER = "monai-mvreg"
-SERIES_NUMBER = 9900  # beyond what scanners count to, so that results stand behind the scans
 _INSIDE = "HAS PROPERTIES"
 
 
@@ -85,13 +87,15 @@ def make_report(prediction: Prediction, *, home: Path) -> Dataset:
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
-    content[0].ContentSequence.extend(_remarks(prediction))
+    root = content[0].ContentSequence
+    root.insert(len(root) - 1, _text(codes.DCM.Comment, PURPOSE))  # to be read before any number
+    root.extend(_remarks(prediction))
     return _document(content, sources, index, uid, prediction)
 
 
 def private_concept(value: str, meaning: str) -> CodedConcept:
     """A concept of the private scheme; its meaning is cut to what DICOM holds."""
-    return CodedConcept(value, SCHEME, meaning.replace("\\", "/")[:64])
+    return CodedConcept(value, SCHEME, fitted(meaning))
 
 
 def _check_finite(prediction: Prediction) -> None:
@@ -116,7 +120,7 @@ def _numbers_group(
     measured = [
         _measured(number, unit, change) for number, unit, change in zip(prediction.numbers, units, visit, strict=True)
     ]
-    texts = []
+    texts: list[ContentItem] = []
     if prediction.survival is not None:
         more, texts = _in_time(prediction.survival)
         measured += more
@@ -131,7 +135,6 @@ def _numbers_group(
                 *(f"SHA-256 of weights: {weights}" for weights in model.weights),
                 f"hash of preprocessing: {model.preprocessing}",
             ],
-            manufacturer=MAKER,
         ),
         measurements=measured,
     )
@@ -197,7 +200,7 @@ def _scan_group(
         measurements=measured,
         qualitative_evaluations=[sr.QualitativeEvaluation(codes.DCM.Modality, modality)] if modality else None,
         source_images=[
-            sr.SourceImageForMeasurementGroup(one.kind, one.uid, one.frames or None) for one in source.instances
+            sr.SourceImageForMeasurementGroup(one.kind, one.uid, list(one.frames) or None) for one in source.instances
         ]
         if source
         else None,
@@ -224,10 +227,9 @@ _WARNING = private_concept("warning", "Warning")
 
 
 def _remarks(prediction: Prediction) -> list[ContentItem]:
-    """What holds for the whole: the purpose, warnings, what was left out."""
+    """What holds for the whole: warnings, what was left out."""
     left_out = private_concept("left_out", "Not used, and why")
     return [
-        _text(codes.DCM.Comment, PURPOSE),
         *(_text(_WARNING, one.message) for one in prediction.warnings if one.scan is None),
         *(_text(left_out, f"{short(one.address)}: {one.reason}") for one in prediction.left_out),
     ]
@@ -245,9 +247,12 @@ def _document(
     names = ", ".join(number.name for number in prediction.numbers)
     own = json.dumps(content[0].to_json_dict(), ensure_ascii=False, default=str)
     scheme = CodingSchemeIdentificationItem(SCHEME, name="monai-mvreg", responsible_organization=MAKER)
+    evidence = [_reference(one) for source in (index, *sources) for one in source.instances]
+    for name in OF_EVERY_OBJECT:  # who the patient is comes from the header, below
+        setattr(evidence[0], name, "")
     with silent():
         report = sr.Comprehensive3DSR(
-            evidence=[_reference(one) for source in (index, *sources) for one in source.instances],
+            evidence=evidence,
             content=content[0],
             series_instance_uid=str(generate_uid(entropy_srcs=["series", uid])),
             series_number=SERIES_NUMBER,
@@ -256,23 +261,18 @@ def _document(
             manufacturer=MAKER,
             is_complete=True,
             coding_schemes=[scheme],
-            series_description=f"Research use only: {names}".replace("\\", "/")[:64],
-            manufacturer_model_name=prediction.model.name.replace("\\", "/")[:64],
-            software_versions=prediction.model.software.replace("\\", "/")[:64],
-            device_serial_number=prediction.model.version.replace("\\", "/")[:64],
-            specific_character_set=None,
+            series_description=fitted(f"Research use only: {names}"),
+            manufacturer_model_name=fitted(prediction.model.name),
+            software_versions=fitted(prediction.model.software),
+            device_serial_number=fitted(prediction.model.version),
         )
-        # Taken over as they are, not by way of highdicom's arguments, which refuse old forms of dates.
-        report.copy_patient_and_study_information(header)
-        report.SpecificCharacterSet = (header.get("SpecificCharacterSet") if own.isascii() else None) or "ISO_IR 192"
+        take_over(header, report, ascii_only=own.isascii())
     return report
 
 
 def _reference(instance: Instance) -> Dataset:
-    """What highdicom reads of an instance; who the patient is comes later."""
+    """What highdicom reads of an instance."""
     found = Dataset()
     found.SOPClassUID, found.SOPInstanceUID = instance.kind, instance.uid
     found.StudyInstanceUID, found.SeriesInstanceUID = instance.study, instance.series
-    for name in OF_EVERY_OBJECT:
-        setattr(found, name, "")
     return found

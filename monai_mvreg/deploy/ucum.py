@@ -21,7 +21,7 @@ _PLAIN = (
 )
 _PREFIXES = ("Y", "Z", "E", "P", "T", "G", "M", "k", "h", "da", "d", "c", "m", "u", "n", "p", "f", "a", "z", "y")
 _NOTE = re.compile(r"\{[!-z|~]*\}")  # ASCII without braces; what stands in an annotation is no grammar
-_BRACKETS = re.compile(r"(?<![^./(])\(([^()]+)\)(?![^./)])")
+_BRACKETS = re.compile(r"(?<![^./(])\(([^()]+)\)(?![^./){])")
 
 
 def unit_concept(unit: str, *, of: str) -> CodedConcept:

@@ -56,10 +56,9 @@ def write_visit(folder: Path, *, date: str, seed: int, **tags: Any) -> Path:
     draw = np.random.default_rng(seed)
     pixels = draw.integers(20, 90, (6, 8)).astype(np.uint16)
     uid = f"1.2.3.{seed}.{date}"
-    tags = {"SeriesInstanceUID": uid, "StudyInstanceUID": f"{uid}.1", "PatientID": "Mustermann", **tags}
-    return write_series(
-        folder, Rows=6, Columns=8, PixelData=pixels.tobytes(), AcquisitionDate=date, StudyDate=date, **tags
-    )
+    own = {"SeriesInstanceUID": uid, "StudyInstanceUID": f"{uid}.1", "PatientID": "Mustermann"}
+    own |= {"Rows": 6, "Columns": 8, "PixelData": pixels.tobytes(), "AcquisitionDate": date, "StudyDate": date}
+    return write_series(folder, **{**own, **tags})
 
 
 def write_model(place: Path, *, seed: int = 0, **settings: Any) -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from monai_mvreg.cli.archives import add_archive_verbs
 from monai_mvreg.cli.bundles import add_bundle_verbs
 from monai_mvreg.cli.cohorts import ADD_TARGET, add_cohort_verbs, train_command
 from monai_mvreg.cli.hospital import add_hospital_verbs
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     add_patient_verbs(verbs)
     add_bundle_verbs(verbs)
     add_hospital_verbs(verbs)
+    add_archive_verbs(verbs)
     return parser
 
 

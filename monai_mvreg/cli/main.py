@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from monai_mvreg.cli.cohorts import ADD_TARGET, add_cohort_verbs, train_command
+from monai_mvreg.cli.label_server import add_label_verb
 from monai_mvreg.cli.patients import add_patient_verbs
 from monai_mvreg.cli.trainings import add_training_verbs
 
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add_cohort_verbs(verbs)
     add_training_verbs(verbs)
     add_patient_verbs(verbs)
+    add_label_verb(verbs)
     return parser
 
 

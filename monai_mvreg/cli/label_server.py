@@ -18,7 +18,9 @@ def add_label_verb(verbs: Any) -> None:
     label.add_argument("--studies", required=True, metavar="PLACE", help="a folder of images or a DICOMweb address")
     label.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="default: bundle")
     label.add_argument("--models", type=Path, metavar="FOLDER", help="of a training or a cross-validation")
-    label.add_argument("--kept", type=Path, metavar="FOLDER", help="keeps what was seen of each scan for the next visit")
+    label.add_argument(
+        "--kept", type=Path, metavar="FOLDER", help="keeps what was seen of each scan for the next visit"
+    )
     label.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     label.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: there is no authentication")
     label.add_argument("--port", type=int, default=8000, help="default 8000")

@@ -32,7 +32,7 @@ MODEL = "mvreg"
 _SESSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-class PatientApp(MONAILabelApp):  # type: ignore[misc]
+class PatientApp(MONAILabelApp):
     """The app.
 
     Args:
@@ -130,7 +130,7 @@ class PatientApp(MONAILabelApp):  # type: ignore[misc]
         return UnpackedSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY)
 
 
-class PatientTask(InferTask):  # type: ignore[misc]
+class PatientTask(InferTask):
     """Predict, and map if asked; one request after the other, as maps are made with hooks on the network.
 
     Args:
@@ -169,7 +169,7 @@ class PatientTask(InferTask):  # type: ignore[misc]
         return str(file) if file else None, reply
 
 
-class UnpackedSessions(Sessions):  # type: ignore[misc]
+class UnpackedSessions(Sessions):
     """Sessions whose ids are checked, and whose archives are not unpacked: MONAI Label would let a tar write anywhere.
 
     A zip is sent as it is: the prediction reads it without unpacking.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK
 
 from monai_mvreg.cohort.table import Patient
 from monai_mvreg.deploy.monailabel_app.question import Question
@@ -88,7 +88,7 @@ def _write_saliency(
     if volume.suffix == ".nrrd":
         written = volume.with_suffix(".nii")
         write_map(saliency, patient.scans[scan], written)
-        sitk.WriteImage(sitk.ReadImage(str(written)), str(volume), useCompression=True)
+        SimpleITK.WriteImage(SimpleITK.ReadImage(str(written)), str(volume), useCompression=True)
         written.unlink()
     else:
         write_map(saliency, patient.scans[scan], volume)
@@ -100,17 +100,16 @@ def _to_label(volume: Path, words: str) -> list[str]:
 
     Viewers number the labels that they find: one that is not there must not be named.
     """
-    image = sitk.ReadImage(str(volume))
-    values = sitk.GetArrayFromImage(image)
+    image = SimpleITK.ReadImage(str(volume))
+    values = SimpleITK.GetArrayFromImage(image)
     strong = STRONG * np.abs(values).max()
-    labels, names = np.zeros(values.shape, np.uint8), []
+    labels = np.zeros(values.shape, np.uint8)
+    names: list[str] = []
     for name, part in (("raises it", values), ("lowers it", -values)):
         if strong > 0 and (marked := part >= strong).any():
             labels[marked] = len(names) + 1
             names.append(f"{words}: {name}")
-    made = sitk.GetImageFromArray(labels)
+    made = SimpleITK.GetImageFromArray(labels)
     made.CopyInformation(image)
-    sitk.WriteImage(made, str(volume), useCompression=True)
+    SimpleITK.WriteImage(made, str(volume), useCompression=True)
     return names or [words]
-
-

@@ -1,0 +1,125 @@
+"""MONAI Label for the tests: its own two packages, unpacked where no other test sees them, and a running server."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from tiny_model import BUNDLE, write_model, write_scan
+
+ROOT = Path(__file__).parents[1]
+PINS = ROOT / "requirements-label.txt"
+DATES = ("2020-01-01", "2020-03-01", "2020-10-27")
+
+
+@dataclass(frozen=True)
+class LabelServer:
+    """A running server: where it is, its images and its model, MONAI Label's own files and what it logged."""
+
+    url: str
+    studies: Path
+    models: Path
+    packages: Path
+    work: Path
+    log: Path
+
+    def infer(self, params: Mapping[str, Any] | str, *, image: str = "", **query: str) -> requests.Response:
+        import json
+
+        text = params if isinstance(params, str) else json.dumps(params)
+        query = {"image": image, "output": "json", **query}
+        return requests.post(f"{self.url}/infer/mvreg", params=query, files={"params": (None, text)}, timeout=60)
+
+
+def unpack_monailabel(folder: Path) -> Path:
+    """Fetch the wheels that are pinned and unpack them: they are Python alone; skips where there is no index."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder / "wheels")]
+    done = subprocess.run([*command, "-r", str(PINS)], capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        pytest.skip("pip could not fetch MONAI Label (requirements-label.txt): no package index in reach?")
+    for wheel in (folder / "wheels").glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder / "packages")
+    return folder / "packages"
+
+
+def free_port() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        port: int = made.getsockname()[1]
+    return port
+
+
+@contextmanager
+def serve(packages: Path, place: Path, command: list[str], port: int, **environment: str) -> Iterator[None]:
+    """Run a server until the end of the block; it must answer within a minute and a half."""
+    paths = os.pathsep.join([str(ROOT), str(packages)])
+    settings = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment}
+    with (place / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=place, env=settings, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            for _ in range(180):
+                assert process.poll() is None, (place / "server.log").read_text()[-3000:]
+                try:
+                    if requests.get(f"http://127.0.0.1:{port}/info/", timeout=5).ok:
+                        break
+                except requests.ConnectionError:
+                    time.sleep(0.5)
+            else:
+                pytest.fail("the server does not answer: " + (place / "server.log").read_text()[-3000:])
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(20)
+
+
+def write_studies(folder: Path) -> Path:
+    """Two patients in a folder, three dated volumes each, all of them different."""
+    for patient in range(2):
+        for at, date in enumerate(DATES):
+            write_scan(folder / f"P00{patient + 1}_{date}.nii.gz", seed=10 * patient + at)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def monailabel_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for needed in ("fastapi", "uvicorn", "girder_client", "timeloop"):
+        pytest.importorskip(needed, reason="the extra label is not installed")
+    return unpack_monailabel(tmp_path_factory.mktemp("monailabel"))
+
+
+@pytest.fixture(scope="session")
+def label_server(monailabel_packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelServer]:
+    """The server as ``mvreg label`` starts it, once for all tests."""
+    place = tmp_path_factory.mktemp("server")
+    models, studies = write_model(place / "model" / "models"), write_studies(place / "studies")
+    port = free_port()
+    verb = "import sys; from monai_mvreg.cli.main import main; sys.exit(main())"
+    command = ["-c", verb, "label", "--bundle", str(BUNDLE), "--models", str(models), "--studies", str(studies)]
+    command += ["--port", str(port), "--work", str(place / "work")]
+    with serve(monailabel_packages, place, command, port):
+        yield LabelServer(
+            f"http://127.0.0.1:{port}", studies, models, monailabel_packages, place / "work", place / "server.log"
+        )
+
+
+def pins() -> list[str]:
+    return re.findall(r"^[\w.-]+==[\w.]+$", PINS.read_text(), flags=re.MULTILINE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,7 +64,7 @@ def prepare_work(work: Path) -> Path:
     for place in places.values():
         place.mkdir(exist_ok=True, mode=0o700)
     (places["app"] / "main.py").write_bytes((APP / "main.py").read_bytes())
-    os.environ["TMPDIR"] = str(places["tmp"])
+    os.environ["TMPDIR"] = tempfile.tempdir = str(places["tmp"])  # of this process, and of those it starts
     os.environ.setdefault("MONAI_LABEL_SESSION_PATH", str(places["sessions"]))
     os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(places["dicom"]))
     (work / "logging.json").write_text(json.dumps(_logging()), encoding="utf-8")

@@ -27,8 +27,9 @@ def patients(scene: Any) -> dict[str, list[Any]]:
         if volume.GetClassName() != "vtkMRMLScalarVolumeNode" or volume.GetAttribute(_OURS):
             continue  # label maps are scalar volumes too
         item = tree.GetItemByDataNode(volume)
-        patient = tree.GetItemAncestorAtLevel(item, slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMLevelPatient())
-        if item and patient:
+        level = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMLevelPatient()
+        patient = tree.GetItemAncestorAtLevel(item, level) if item else 0
+        if patient:
             found.setdefault(f"{tree.GetItemName(patient)} ({patient})", []).append(volume)
         else:
             others.append(volume)

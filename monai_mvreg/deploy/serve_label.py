@@ -28,11 +28,11 @@ def run_label_server(arguments: Sequence[str]) -> None:
             the guarded one unless the arguments say otherwise.
 
     Raises:
-        ModuleNotFoundError: if MONAI Label is not installed.
+        ValueError: if MONAI Label is not installed.
     """
     restore_pydicom_names()
     if find_spec("monailabel") is None:
-        raise ModuleNotFoundError(
+        raise ValueError(
             'expected MONAI Label, it is not installed: pip install "monai-mvreg[label]", then '
             "pip install --no-deps monailabel==0.8.5 pydicom-seg==0.4.1"
         )

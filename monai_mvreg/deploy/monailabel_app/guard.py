@@ -15,6 +15,7 @@ from monai_mvreg.deploy.pydicom_names import restore_pydicom_names
 restore_pydicom_names()
 
 from fastapi import BackgroundTasks, Depends, Form, HTTPException  # noqa: E402
+from fastapi.exceptions import RequestValidationError  # noqa: E402
 from fastapi.routing import APIRoute  # noqa: E402
 from monailabel.app import app as label_app  # noqa: E402
 from monailabel.config import settings  # noqa: E402
@@ -33,7 +34,7 @@ _OPEN = {
     "GET": r"/|/docs|/openapi\.json|/favicon\.ico|/static/.*|/info/?|/auth/?|/datastore/?|/datastore/image(/info)?"
     r"|/session/[0-9a-f-]{36}|/train/?",
     "HEAD": r"/datastore/image",
-    "POST": r"/infer/[\w.-]{1,80}|/activelearning/\w{1,80}",
+    "POST": r"/infer/[\w.-]{1,80}|/activelearning/random",
     "PUT": r"/session/",
     "DELETE": r"/session/[0-9a-f-]{36}",
 }
@@ -104,6 +105,13 @@ async def app(scope: Scope, receive: Any, send: Any) -> None:
     await JSONResponse({"detail": reason}, status)(scope, receive, send)
 
 
+def refuse_fields(_request: Any, error: Exception) -> JSONResponse:
+    """Answer to fields of another kind, without repeating them: they may be anything, and of a patient."""
+    fields = sorted({".".join(map(str, one["loc"][:2])) for one in error.errors()})  # type: ignore[attr-defined]
+    return JSONResponse({"detail": f"expected other fields than these: {', '.join(fields)[:200]}"}, 422)
+
+
 _theirs: Asgi = label_app
+label_app.add_exception_handler(RequestValidationError, refuse_fields)
 # Before MONAI Label's own, which it replaces.
 label_app.router.routes.insert(0, APIRoute("/infer/{model}", predict_request, methods=["POST"]))

@@ -13,12 +13,13 @@ from tiny_model import BUNDLE
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.prediction import Prediction
 
-slicer = pytest.importorskip("slicer_core", reason="slicer-core, Slicer without its windows, is not installed")
+pytest.importorskip("slicer_core", reason="slicer-core, Slicer without its windows, is not installed")
 
-import slicer  # noqa: E402
-from MVRegLib import mrml_scene  # noqa: E402
-from MVRegLib.label_client import LabelClient  # noqa: E402
-from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
+import slicer
+import vtk
+from MVRegLib import mrml_scene
+from MVRegLib.label_client import LabelClient
+from vtk.util.numpy_support import vtk_to_numpy
 
 
 @pytest.fixture
@@ -51,6 +52,12 @@ def expected(label_server: LabelServer, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture
 def client(label_server: LabelServer) -> LabelClient:
     return LabelClient(label_server.url)
+
+
+def matrix_of(volume: Any) -> np.ndarray:
+    made = vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(made)
+    return np.array([[made.GetElement(row, column) for column in range(4)] for row in range(4)])
 
 
 def in_hierarchy(scene: Any, volume: Any, *, patient: str, date: str) -> None:
@@ -144,8 +151,7 @@ def test_the_map_lies_over_its_scan_voxel_by_voxel(
     reply, background = mrml_scene.predict_volumes(client, volumes, tmp_path, saliency="occlusion", mapped=1)
     node = mrml_scene.show_map(scene, reply, background, tmp_path)
     assert background is volumes[1]
-    places = [one.GetMatrix() if hasattr(one, "GetMatrix") else matrix_of(one) for one in (node, background)]
-    np.testing.assert_allclose(*places, atol=1e-6)
+    np.testing.assert_allclose(matrix_of(node), matrix_of(background), atol=1e-6)
     assert node.GetImageData().GetDimensions() == background.GetImageData().GetDimensions()
     assert (view.GetBackgroundVolumeID(), view.GetForegroundVolumeID()) == (background.GetID(), node.GetID())
     values = vtk_to_numpy(node.GetImageData().GetPointData().GetScalars())
@@ -157,17 +163,35 @@ def test_the_map_lies_over_its_scan_voxel_by_voxel(
     assert mrml_scene.patients(scene) == {mrml_scene.UNNAMED: volumes}  # a map is no scan
 
 
-def matrix_of(volume: Any) -> np.ndarray:
-    import vtk
-
-    made = vtk.vtkMatrix4x4()
-    volume.GetIJKToRASMatrix(made)
-    return np.array([[made.GetElement(row, column) for column in range(4)] for row in range(4)])
-
-
 def test_an_answer_without_a_map_shows_none(
     scene: Any, client: LabelClient, volumes: list[Any], tmp_path: Path
 ) -> None:
     reply, _ = mrml_scene.predict_volumes(client, volumes, tmp_path)
     with pytest.raises(OSError, match="holds none"):
         mrml_scene.show_map(scene, reply, None, tmp_path)
+
+
+def test_the_stock_extension_names_a_segment_by_the_number(
+    scene: Any, label_server: LabelServer, volumes: list[Any], expected: Prediction, tmp_path: Path
+) -> None:
+    """What MONAI Label's own extension does with an answer (``updateSegmentationMask``), by Slicer's own logic."""
+    params = {"scans": "patient", "saliency": "gradcam", "result_extension": ".nrrd", "result_dtype": "uint8"}
+    image = f"P001_{DATES[0]}"
+    names = sorted(label_server.infer(params, image=image).json()["label_names"].items(), key=lambda item: item[1])
+    (tmp_path / "labels.nrrd").write_bytes(label_server.infer(params, image=image, output="image").content)
+    labels = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "labels")
+    reader = slicer.vtkMRMLNRRDStorageNode()
+    reader.SetFileName(str(tmp_path / "labels.nrrd"))
+    assert reader.ReadData(labels)
+    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "segmentation")
+    wanted = vtk.vtkStringArray()
+    for name, _ in names:
+        wanted.InsertNextValue(name)
+    rules = slicer.vtkSegmentationConverterFactory.GetInstance()  # as the module does when Slicer starts
+    rules.RegisterConverterRule(slicer.vtkBinaryLabelmapToClosedSurfaceConversionRule())
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    assert logic.ImportLabelmapToSegmentationNode(labels, segmentation, wanted)
+    made = segmentation.GetSegmentation()
+    found = [made.GetNthSegment(at).GetName() for at in range(made.GetNumberOfSegments())]
+    assert found == [name for name, _ in names]
+    assert all(f"{expected.numbers[0].value:.4g} mL" in name for name in found)

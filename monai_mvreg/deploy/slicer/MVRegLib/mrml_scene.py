@@ -62,7 +62,7 @@ def export(volumes: Sequence[Any], folder: Path) -> list[Path]:
         file = file.with_name(f"{file.name}.nrrd")
         writer = slicer.vtkMRMLNRRDStorageNode()
         writer.SetFileName(str(file))
-        if not writer.WriteData(volume):
+        if not writer.WriteData(volume) or not file.is_file():  # of a volume without voxels it tells success
             raise OSError(f"expected a volume that can be written as NRRD, volume {number} of the patient is none")
         files.append(file)
     return files

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import requests
-from label_server import DATES, LabelServer, free_port, pins, serve, write_studies
+from label_server import DATES, LabelServer, free_port, pins, serve_fork, write_studies
 from tiny_model import BUNDLE, write_model
 
 from monai_mvreg.deploy import serve_label
@@ -108,10 +108,11 @@ def plain_server(monailabel_packages: Path, tmp_path_factory: pytest.TempPathFac
     (place / "app").mkdir()
     (place / "app" / "main.py").write_text((APP / "main.py").read_text())
     port = free_port()
-    command = ["-m", "monai_mvreg.deploy.serve_label", "start_server", "--app", str(place / "app")]
+    command = ["start_server", "--app", str(place / "app")]
     command += ["--studies", str(studies), "--port", str(port), "--uvicorn_app", "monailabel.app:app"]
     command += ["--conf", "bundle", str(BUNDLE), "--conf", "models", str(models)]
-    with serve(monailabel_packages, place, command, port, MONAI_LABEL_SESSION_PATH=str(place / "sessions")):
+    settings = {"MONAI_LABEL_SESSION_PATH": str(place / "sessions")}
+    with serve_fork(monailabel_packages, place, lambda: run_label_server(command), port, **settings):
         yield LabelServer(f"http://127.0.0.1:{port}", studies, models, monailabel_packages, place, place / "server.log")
 
 

@@ -124,6 +124,9 @@ class PatientApp(MONAILabelApp):
             raise NotThereError("expected the id of a session, there is none such")
         return Path(found.image)
 
+    def _download_dcmqi_tools(self) -> None:
+        """Fetch nothing: MONAI Label would get programs that write segmentations from the web."""
+
     def _load_sessions(self, load: bool = False) -> Sessions | None:
         if not load:
             return None

@@ -72,6 +72,12 @@ def test_where_no_server_is_is_told() -> None:
         LabelClient(f"http://127.0.0.1:{free_port()}").describe()
 
 
+def test_a_password_in_the_address_is_not_shown() -> None:
+    with pytest.raises(ServerError, match="none answers") as found:
+        LabelClient(f"http://reader:secret@127.0.0.1:{free_port()}").describe()
+    assert "127.0.0.1" in str(found.value) and "secret" not in str(found.value)
+
+
 def test_the_answer_in_words_has_value_interval_and_warnings(client: LabelClient) -> None:
     reply = client.predict_stored("P001")
     [number] = reply.prediction["numbers"]

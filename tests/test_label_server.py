@@ -43,15 +43,18 @@ def test_the_verb_becomes_monailabels_command_line(started: list[str], tmp_path:
 
 
 def test_an_address_of_an_archive_is_taken_as_it_is(started: list[str], tmp_path: Path) -> None:
-    assert main(["label", "--studies", "http://127.0.0.1:8042/dicom-web", "--bundle", str(BUNDLE)]) == 0
+    options = ["--bundle", str(BUNDLE), "--models", str(tmp_path)]
+    assert main(["label", "--studies", "http://127.0.0.1:8042/dicom-web", *options]) == 0
     assert started[started.index("--studies") + 1] == "http://127.0.0.1:8042/dicom-web"
 
 
-@pytest.mark.parametrize("option", ["--studies", "--bundle"])
+@pytest.mark.parametrize("option", ["--studies", "--bundle", "--models"])
 def test_a_folder_that_is_not_there_is_one_line(
     option: str, tmp_path: Path, started: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"--studies": str(tmp_path), "--bundle": str(BUNDLE)} | {option: str(tmp_path / "none")}
+    options = {"--studies": str(tmp_path), "--bundle": str(BUNDLE), "--models": str(tmp_path)} | {
+        option: str(tmp_path / "none")
+    }
     told = mistake(capsys, "label", *(part for pair in options.items() for part in pair))
     assert told.startswith("error: expected a ") and started == []
 
@@ -72,5 +75,5 @@ def test_what_the_server_kept_is_deleted_when_it_is_told_to_end(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(serve_label, "run_label_server", end)
     with pytest.raises(SystemExit):
-        main(["label", "--studies", str(tmp_path), "--bundle", str(BUNDLE)])
+        main(["label", "--studies", str(tmp_path), "--bundle", str(BUNDLE), "--models", str(tmp_path)])
     assert not seen[0].exists()

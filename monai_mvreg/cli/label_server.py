@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,15 @@ def _label(options: argparse.Namespace) -> None:
         raise FileNotFoundError(f"expected a folder of images or a DICOMweb address, got {options.studies}")
     if not (options.bundle / "configs").is_dir():
         raise FileNotFoundError(f"expected a bundle in {options.bundle}, found no configs in it: give --bundle")
+    if not (models := options.models or options.bundle / "models").is_dir():
+        raise FileNotFoundError(f"expected a trained model in {models}, there is no such folder: give --models")
     conf = {"bundle": options.bundle.resolve(), "device": options.device}
     conf |= {name: place.resolve() for name in ("models", "kept") if (place := getattr(options, name)) is not None}
     # Also when a service manager ends it, the folder with patients' data must go.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with tempfile.TemporaryDirectory(prefix="mvreg-label-") as passing:
-        work = (options.work or Path(passing)).resolve()
+    passing = nullcontext(options.work) if options.work else tempfile.TemporaryDirectory(prefix="mvreg-label-")
+    with passing as place:
+        work = Path(place).resolve()
         arguments = ["start_server", "--app", str(prepare_work(work)), "--studies", options.studies]
         arguments += ["--host", options.host, "--port", str(options.port), "--verbose", "ERROR"]
         arguments += ["--log_config", str(work / "logging.json")]

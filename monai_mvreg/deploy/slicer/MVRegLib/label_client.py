@@ -44,12 +44,13 @@ class LabelClient:
     """A server that ``mvreg label`` started.
 
     Args:
-        url: its address, ``http://127.0.0.1:8000``.
+        url: its address, ``http://127.0.0.1:8000``, or ``https://name:password@host`` of a proxy before it.
         timeout: seconds to wait for a prediction.
     """
 
     def __init__(self, url: str, *, timeout: float = 600) -> None:
         self.url, self.timeout = url.rstrip("/"), timeout
+        self.place = re.sub(r"//[^/]*@", "//", self.url)  # what may be shown
 
     def describe(self) -> str:
         """What the server predicts, in its own words.
@@ -59,7 +60,7 @@ class LabelClient:
         """
         models = self._ask("GET", "/info/").json().get("models", {})
         if MODEL not in models:
-            raise ServerError(f"expected a server that mvreg label started, {self.url} is another one")
+            raise ServerError(f"expected a server that mvreg label started, {self.place} is another one")
         return str(models[MODEL]["description"])
 
     def predict_files(self, files: Sequence[Path], *, saliency: str = "none", mapped: str | None = None) -> Reply:
@@ -97,7 +98,7 @@ class LabelClient:
         try:
             answer = requests.request(method, self.url + path, timeout=self.timeout, **request)
         except requests.RequestException as error:
-            raise ServerError(f"expected a server at {self.url}, none answers ({type(error).__name__})") from None
+            raise ServerError(f"expected a server at {self.place}, none answers ({type(error).__name__})") from None
         if not answer.ok:
             try:
                 reason = answer.json()["detail"]

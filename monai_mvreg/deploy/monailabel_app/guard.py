@@ -67,7 +67,6 @@ def predict_request(
     if not isinstance(request, dict):
         raise HTTPException(400, "expected params to be a JSON object")
     request = {**{"image": image}, **request, "model": model}
-    request.pop("session", None)
     if session_id:
         request["session"] = {"name": session_id}
     instance = app_instance()

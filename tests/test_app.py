@@ -70,7 +70,7 @@ def assert_is(reply: dict[str, Any], expected: Prediction) -> None:
 
 
 def test_info_lists_the_model_as_one_that_stock_viewers_show(label_server: LabelServer) -> None:
-    info = requests.get(f"{label_server.url}/info/", timeout=10).json()
+    info = requests.get(f"{label_server.url}/info/", timeout=60).json()
     model = info["models"]["mvreg"]
     assert model["type"] == "segmentation" and model["config"]["scans"] == ["image", "patient"]
     assert "volume" in model["description"] and "Not a medical device" in model["description"]
@@ -107,13 +107,13 @@ def test_an_image_alone_is_predicted_from_it_alone(label_server: LabelServer, pr
 
 def send(server: LabelServer, *files: Path, **query: str) -> requests.Response:
     opened = [("files", (file.name, file.read_bytes())) for file in files]
-    return requests.put(f"{server.url}/session/", files=opened, params=query, timeout=20)
+    return requests.put(f"{server.url}/session/", files=opened, params=query, timeout=60)
 
 
 def test_a_session_of_several_files_is_one_patient(label_server: LabelServer, expected: Prediction) -> None:
     session = send(label_server, *(label_server.studies / f"{image}.nii.gz" for image in IMAGES)).json()["session_id"]
     assert_is(label_server.infer({}, session_id=session).json(), expected)
-    assert requests.delete(f"{label_server.url}/session/{session}", timeout=10).status_code == 200
+    assert requests.delete(f"{label_server.url}/session/{session}", timeout=60).status_code == 200
     assert label_server.infer({}, session_id=session).status_code == 404
     assert not list((label_server.work / "sessions").iterdir())
 
@@ -126,7 +126,7 @@ def test_a_zip_of_dicom_is_read_as_it_is_sent(label_server: LabelServer, predict
             archive.write(path, path.relative_to(tmp_path / "patient"))
     session = send(label_server, tmp_path / "patient.zip").json()["session_id"]
     reply = label_server.infer({}, session_id=session).json()
-    requests.delete(f"{label_server.url}/session/{session}", timeout=10)
+    requests.delete(f"{label_server.url}/session/{session}", timeout=60)
     assert_is(reply, predictor.predict_folder(tmp_path / "patient"))
     assert len(reply["predictions"][0]["scans"]) == 2 and "Mustermann" not in json.dumps(reply)
 
@@ -181,7 +181,7 @@ def test_the_request_of_stock_slicer_gets_a_label_that_is_named_with_the_number(
 def test_stock_slicer_finds_a_next_sample_to_show(label_server: LabelServer) -> None:
     client = clients(label_server)["slicer"].MONAILabelClient(label_server.url)
     sample = client.next_sample("random", {})
-    image = requests.get(f"{label_server.url}/datastore/image", params={"image": sample["id"]}, timeout=10)
+    image = requests.get(f"{label_server.url}/datastore/image", params={"image": sample["id"]}, timeout=60)
     assert image.content == (label_server.studies / f"{sample['id']}.nii.gz").read_bytes()
 
 
@@ -204,7 +204,7 @@ def test_what_cannot_be_answered_is_told_in_one_sentence(
 
 
 def test_another_model_is_not_there(label_server: LabelServer) -> None:
-    answer = requests.post(f"{label_server.url}/infer/spleen", params={"image": IMAGES[0]}, data={}, timeout=10)
+    answer = requests.post(f"{label_server.url}/infer/spleen", params={"image": IMAGES[0]}, data={}, timeout=60)
     assert answer.status_code == 404
 
 

@@ -154,7 +154,7 @@ def test_a_forged_session_leads_nowhere(plain_server: LabelServer) -> None:
     """MONAI Label trusts a file meta.info of any folder, which a client may upload, and deletes the folder else."""
     forged = json.dumps({"image": "/etc", "name": "x", "path": "/etc"}).encode()
     files = [("files", ("meta.info", forged)), ("files", ("b.nii", b"x"))]
-    session = requests.put(f"{plain_server.url}/session/", files=files, timeout=10).json()
+    session = requests.put(f"{plain_server.url}/session/", files=files, timeout=60).json()
     inside = Path(session["session_info"]["image"])
     name = f"{session['session_id']}/{inside.name}"
     assert plain_server.infer({}, session_id=name).status_code in (400, 404)
@@ -168,18 +168,18 @@ def test_a_tar_is_not_unpacked_anywhere(plain_server: LabelServer) -> None:
         member.size = 1
         archive.addfile(member, io.BytesIO(b"x"))
     files = {"files": ("a.tar", packed.getvalue())}
-    answer = requests.put(f"{plain_server.url}/session/", params={"uncompress": "true"}, files=files, timeout=10)
+    answer = requests.put(f"{plain_server.url}/session/", params={"uncompress": "true"}, files=files, timeout=60)
     assert answer.status_code == 400
     assert not list(plain_server.work.rglob("escaped*")) and not list(Path(tempfile.gettempdir()).glob("escaped*"))
 
 
 def test_the_weights_can_be_neither_taken_nor_replaced(plain_server: LabelServer) -> None:
     before = hashlib.sha256((plain_server.models / "model.pt").read_bytes()).hexdigest()
-    assert requests.get(f"{plain_server.url}/model/mvreg", timeout=10).status_code == 404
+    assert requests.get(f"{plain_server.url}/model/mvreg", timeout=60).status_code == 404
     assert (
-        requests.put(f"{plain_server.url}/model/mvreg", files={"file": ("a.pt", b"x")}, timeout=10).status_code == 500
+        requests.put(f"{plain_server.url}/model/mvreg", files={"file": ("a.pt", b"x")}, timeout=60).status_code == 500
     )
-    assert requests.delete(f"{plain_server.url}/model/mvreg", timeout=10).status_code == 404
+    assert requests.delete(f"{plain_server.url}/model/mvreg", timeout=60).status_code == 404
     assert hashlib.sha256((plain_server.models / "model.pt").read_bytes()).hexdigest() == before
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
+from label_server import label_server, monailabel_packages  # noqa: F401, fixtures
 from monai.networks.nets import DenseNet121, EfficientNetBN, ViT, resnet10
 from torch import Tensor, nn
 

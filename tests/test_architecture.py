@@ -36,6 +36,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "deploy": {
         *("weights", "report", "prediction", "predict", "explain", "cohort", "transforms", "data", "scans", "networks"),
+        "workflow",
     },
     "compare": {"crossval", "cohort", "losses", "metrics"},
     "profile": {"crossval", "report", "prepared"},
@@ -69,6 +70,9 @@ PLAIN = {"networks", "losses", "metrics"}
 
 # Distributions whose import name differs.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "ignite": "pytorch-ignite", "sklearn": "scikit-learn"}
+
+# What 3D Slicer's own Python has; the module for it imports nothing else.
+SLICER = {"slicer", "vtk", "qt", "ctk", "requests", "MVRegLib"}
 
 MONAI = [
     *("transforms", "data", "networks.nets", "networks.blocks", "networks.layers", "networks.utils", "losses"),
@@ -183,10 +187,13 @@ def test_every_import_of_the_package_is_a_declared_dependency() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     block = text.split("dependencies = [", 1)[1].split("\n]", 1)[0]
     extras = text.split("[project.optional-dependencies]", 1)[1].split("\ndocs", 1)[0]
+    beside = re.findall(r"^[\w-]+", (ROOT / "requirements-label.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
     needed = {path: foreign(path) for path in MODULES}
     for path, names in needed.items():
         # Adapters name their dependencies in the extra "deploy", a search its own in "search".
         declared = re.findall(r'"([A-Za-z0-9_.-]+)', block + (extras if room_of(path) in {"deploy", "compare"} else ""))
+        declared += beside if room_of(path) == "deploy" else []
+        declared += SLICER if path.is_relative_to(PACKAGE / "deploy/slicer") else set()
         known = {name.lower().replace("_", "-") for name in declared}
         missing = {name for name in names if DISTRIBUTIONS.get(name, name).lower().replace("_", "-") not in known}
         assert missing == set(), name_of(path)

@@ -15,6 +15,7 @@ from monai_mvreg.cli.archives import add_archive_verbs
 from monai_mvreg.cli.bundles import add_bundle_verbs
 from monai_mvreg.cli.cohorts import ADD_TARGET, add_cohort_verbs, train_command
 from monai_mvreg.cli.hospital import add_hospital_verbs
+from monai_mvreg.cli.label_server import add_label_verb
 from monai_mvreg.cli.patients import add_patient_verbs
 from monai_mvreg.cli.trainings import add_training_verbs
 
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add_bundle_verbs(verbs)
     add_hospital_verbs(verbs)
     add_archive_verbs(verbs)
+    add_label_verb(verbs)
     return parser
 
 

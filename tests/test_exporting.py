@@ -67,6 +67,7 @@ def test_with_every_pool_both_files_say_what_the_network_says_of_any_number_of_s
     found = with_pool(tmp_path, name)
     export_onnx(found, tmp_path / "model.onnx")
     export_torchscript(found, tmp_path / "model.ts")
+    assert torch.backends.mha.get_fastpath_enabled()  # as it was before
     script = torch.jit.load(tmp_path / "model.ts")
     for shape in ((2, 3), (1, 9), (5, 4)):
         given = batch(*shape)

@@ -293,6 +293,22 @@ def test_a_link_a_folder_and_a_compressed_file_are_refused(home: Path, tmp_path:
     assert refused(tmp_path / "bomb.zip") == "a file that is compressed or encrypted: 'docs/x.md'"
 
 
+def test_an_encrypted_file_and_a_name_behind_a_name_are_refused(home: Path, tmp_path: Path) -> None:
+    data = bytearray(write(tmp_path / "x.zip", read(home / "model.zip")).read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "x.zip").write_bytes(data)
+    assert refused(tmp_path / "x.zip").startswith("a file that is compressed or encrypted")
+    # Python reads the name up to its NUL, other programs do not.
+    files = with_manifest({**read(home / "model.zip"), "docs/a.md": b""})
+    with zipfile.ZipFile(tmp_path / "y.zip", "w") as archive:
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name)
+            if name == "docs/a.md":
+                entry.filename = entry.orig_filename = "docs/a.md\0.sh"
+            archive.writestr(entry, content)
+    assert refused(tmp_path / "y.zip") == "a file that is none of a bundle: 'docs/a.md'"
+
+
 def test_entries_that_lie_in_each_other_are_refused(home: Path, tmp_path: Path) -> None:
     # Two names of the central directory for one and the same entry: Fifield's zip bomb without compression.
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:

@@ -39,19 +39,9 @@ PLUGIN = next(Path("/usr").glob("*/orthanc/plugins/libOrthancDicomWeb.so"), None
 PASSWORD = "a password of this test"
 
 
-def verbs() -> set[str]:
-    return {verb for action in _parser()._subparsers._group_actions for verb in action.choices}  # type: ignore[union-attr]
-
-
-needs_servers = pytest.mark.skipif(
-    not {"listen", "label"} <= verbs(), reason="this version has no listener or no label server yet"
-)
-
-
 # ---- The image -------------------------------------------------------------------------------------------------------
 
 
-@needs_servers
 def test_every_file_that_the_image_copies_is_there_and_not_ignored() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE):
@@ -131,7 +121,6 @@ def test_orthanc_asks_for_a_password_that_no_file_here_holds() -> None:
     assert {service["secrets"][0] for name, service in SERVICES.items() if name != "orthanc"} == {"archive_password"}
 
 
-@needs_servers
 def test_our_commands_are_those_of_the_command_line() -> None:
     for name in ("listener", "label"):
         options = _parser().parse_args(SERVICES[name]["command"])
@@ -153,7 +142,6 @@ def test_the_password_of_the_label_server_comes_from_the_secret(tmp_path: Path) 
     assert done.stdout == f"{PASSWORD} label --port 8000\n"
 
 
-@needs_servers
 def test_the_settings_of_the_listener_fit_to_orthanc_and_to_the_compose_file() -> None:
     from monai_mvreg.deploy.listen_settings import read_listen_settings
 
@@ -259,7 +247,6 @@ def stack(tmp_path: Path) -> Iterator[str]:
         yield url
 
 
-@needs_servers
 def test_an_image_that_comes_to_orthanc_is_answered_by_one_report(stack: str, tmp_path: Path) -> None:
     for password in (None, "another"):
         with pytest.raises(urllib.error.HTTPError, match="401"):
@@ -282,7 +269,6 @@ def test_an_image_that_comes_to_orthanc_is_answered_by_one_report(stack: str, tm
     assert "Mustermann" not in (tmp_path / "listener.log").read_text()
 
 
-@needs_servers
 @pytest.mark.slow
 def test_the_label_server_answers_from_the_same_orthanc(
     stack: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -292,7 +292,9 @@ def test_the_label_server_answers_from_the_same_orthanc(
         monkeypatch.setenv(name, value)
     with label_server.serve(packages, tmp_path, ["-c", verb, *told], port):
         parts = '--x\r\nContent-Disposition: form-data; name="params"\r\n\r\n{"patient": "Mustermann"}\r\n--x--\r\n'
-        question = urllib.request.Request(f"http://127.0.0.1:{port}/infer/mvreg?output=json", parts.encode())
+        question = urllib.request.Request(
+            f"http://127.0.0.1:{port}/infer/mvreg?image=Mustermann&output=json", parts.encode()
+        )
         question.add_header("Content-Type", "multipart/form-data; boundary=x")
         with urllib.request.urlopen(question, timeout=60) as reply:
             answer = json.loads(reply.read())

@@ -115,7 +115,7 @@ def test_a_session_of_several_files_is_one_patient(label_server: LabelServer, ex
     assert_is(label_server.infer({}, session_id=session).json(), expected)
     assert requests.delete(f"{label_server.url}/session/{session}", timeout=60).status_code == 200
     assert label_server.infer({}, session_id=session).status_code == 404
-    assert not list((label_server.work / "sessions").iterdir())
+    assert not (label_server.work / "sessions" / session).exists()
 
 
 def test_a_zip_of_dicom_is_read_as_it_is_sent(label_server: LabelServer, predictor: Predictor, tmp_path: Path) -> None:
@@ -237,6 +237,8 @@ def test_nothing_that_tells_a_patient_is_logged(label_server: LabelServer) -> No
 
 def test_no_file_of_a_request_stays(label_server: LabelServer) -> None:
     assert label_server.infer({"saliency": "gradcam"}, image=IMAGES[0], output="image").status_code == 200
+    assert label_server.infer({}, image=IMAGES[0]).status_code == 200
+    assert label_server.infer({"saliency": "gradcam", "saliency_image": "x"}, image=IMAGES[0]).status_code == 400
     for _ in range(50):  # they go after the answer
         left = [path for path in (label_server.work / "tmp").rglob("*") if path.is_file()]
         if not left:

@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-import sysconfig
 import types
 from collections.abc import Iterator
 from functools import cache
@@ -189,11 +188,12 @@ def _is_installed(top: str) -> bool:
     """Whether a package lies among the installed ones; ours is read as source, which changes between releases."""
     if top in ("monai_mvreg", "__main__"):
         return False
-    return any(
-        Path(place).is_relative_to(home)
-        for place in _places(top)
-        for home in {sysconfig.get_path(name) for name in ("purelib", "platlib")}
-    )
+    return any(_is_of_packages(place) for place in _places(top))
+
+
+def _is_of_packages(place: str) -> bool:
+    """Whether a file is where pip or the system puts packages, of this environment, its base or the user."""
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(place).parts)
 
 
 def _places(name: str) -> list[str]:
@@ -209,7 +209,7 @@ def _places(name: str) -> list[str]:
 def _source(name: str) -> bytes | None:
     if name == "__main__":
         place = getattr(sys.modules[name], "__file__", None)
-        if place is None or Path(place).is_relative_to(sysconfig.get_path("purelib")):  # python -m monai.bundle
+        if place is None or _is_of_packages(place):  # python -m monai.bundle
             return None
         return Path(place).read_bytes()
     files = [place for place in _places(name) if Path(place).is_file()]

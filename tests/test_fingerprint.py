@@ -28,6 +28,21 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "bundle/configs"
 
 
+def test_a_package_of_another_place_for_packages_is_not_read_as_own_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "class Step:\n    def __call__(self, image): return image{}\n"
+    for folder, counts in (("site-packages", False), ("mine", True)):
+        place, name = tmp_path / folder, f"thing_{folder[:4]}"
+        (place / name).mkdir(parents=True)
+        (place / name / "__init__.py").write_text(code.format(""))
+        monkeypatch.syspath_prepend(str(place))
+        step = importlib.import_module(name).Step()
+        before = fingerprint(step)
+        (place / name / "__init__.py").write_text(code.format(" * 2"))
+        assert (fingerprint(step) != before) == counts, folder
+
+
 class Colour(enum.Enum):
     RED = 1
     BLUE = 2

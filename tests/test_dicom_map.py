@@ -316,12 +316,13 @@ def test_of_several_numbers_each_has_its_own_map(tmp_path: Path) -> None:
 
 
 @needs_validator
-def test_a_map_of_nothing_is_valid_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0, 0.001])
+def test_a_map_of_next_to_nothing_is_valid_too(tmp_path: Path, size: float) -> None:
     write_study(tmp_path / "a", uid="1.2.3", PatientName="Nobody^At all")
     prediction = predicted(tmp_path)
     (source,) = used_instances(prediction, home=tmp_path)
-    nothing = saliency_of(source.scan) * 0
-    made = make_map(nothing, source, prediction=prediction, method="gradcam")
+    faint = saliency_of(source.scan) * size
+    made = make_map(faint, source, prediction=prediction, method="gradcam")
     assert complaints(made, tmp_path / "map.dcm") == ([], [])
 
 

@@ -362,3 +362,9 @@ def test_a_map_of_a_real_scan_lies_where_the_scan_lies_and_is_valid(series: str,
             np.testing.assert_array_equal(frame, own.T)
         errors, _ = complaints(made, tmp_path / "map.dcm")
         assert [error for error in errors if not any(fault in error for fault in FAULTS)] == []
+
+
+def test_an_odd_sex_or_birth_date_in_the_header_is_taken_over_and_stops_nothing(tmp_path: Path) -> None:
+    write_study(tmp_path / "a", uid="1.2.3", PatientSex="X", PatientBirthDate="1970.01.02", InstanceNumber=1)
+    made = mapped(tmp_path)
+    assert (made.PatientSex, made.PatientBirthDate) == ("X", "19700102")

@@ -316,12 +316,13 @@ def test_of_several_numbers_each_has_its_own_map(tmp_path: Path) -> None:
 
 
 @needs_validator
-def test_a_map_of_nothing_is_valid_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0, 0.001])
+def test_a_map_of_next_to_nothing_is_valid_too(tmp_path: Path, size: float) -> None:
     write_study(tmp_path / "a", uid="1.2.3", PatientName="Nobody^At all")
     prediction = predicted(tmp_path)
     (source,) = used_instances(prediction, home=tmp_path)
-    nothing = saliency_of(source.scan) * 0
-    made = make_map(nothing, source, prediction=prediction, method="gradcam")
+    faint = saliency_of(source.scan) * size
+    made = make_map(faint, source, prediction=prediction, method="gradcam")
     assert complaints(made, tmp_path / "map.dcm") == ([], [])
 
 
@@ -361,3 +362,9 @@ def test_a_map_of_a_real_scan_lies_where_the_scan_lies_and_is_valid(series: str,
             np.testing.assert_array_equal(frame, own.T)
         errors, _ = complaints(made, tmp_path / "map.dcm")
         assert [error for error in errors if not any(fault in error for fault in FAULTS)] == []
+
+
+def test_an_odd_sex_or_birth_date_in_the_header_is_taken_over_and_stops_nothing(tmp_path: Path) -> None:
+    write_study(tmp_path / "a", uid="1.2.3", PatientSex="X", PatientBirthDate="1970.01.02", InstanceNumber=1)
+    made = mapped(tmp_path)
+    assert (made.PatientSex, made.PatientBirthDate) == ("X", "19700102")

@@ -212,6 +212,13 @@ def test_another_model_or_number_has_another_uid(study: Path, change: dict[str, 
     assert uid_of(predicted(study), study) != uid_of(predicted(study, **change), study)
 
 
+def test_another_scan_that_is_not_dicom_has_another_uid(study: Path) -> None:
+    write_scan(study / "x.nii", seed=1)
+    one = predicted(study)
+    write_scan(study / "x.nii", seed=2)
+    assert uid_of(one, study) != uid_of(predicted(study), study)
+
+
 def test_fewer_scans_have_another_uid(study: Path) -> None:
     one = predicted(study)
     assert uid_of(one, study) != uid_of(replace(one, scans=one.scans[:1]), study)

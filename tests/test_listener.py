@@ -185,6 +185,11 @@ def test_an_image_that_the_archive_moves_for_us_is_no_new_study(listener: Listen
     assert kept(listener) == 0 and status_of(listener, image()) == 0 and kept(listener) == 1
 
 
+def test_an_image_that_claims_to_be_moved_for_us_is_kept_when_nothing_is_moved(listener: Listener) -> None:
+    own = {"MoveOriginatorApplicationEntityTitle": "MVREG", "MoveOriginatorMessageID": 1}
+    assert status_of(listener, image(), **own) == 0 and kept(listener) == 1
+
+
 def test_a_study_is_busy_as_long_as_its_sender_is_connected(listener: Listener) -> None:
     entity = AE("SENDER")
     entity.add_requested_context(MR, [EXPLICIT])

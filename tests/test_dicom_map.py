@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom as hd
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import pydicom
 import pytest
 import torch
-from made_results import complaints, needs_validator, predicted, scans_in, write_study
+from made_results import NUMBER, complaints, needs_validator, predicted, scans_in, write_study
 from make_dicom import CANARY, PACK, at, enhanced, needs_pack, save
 from monai.data import MetaTensor
 from pydicom.dataset import Dataset
@@ -24,7 +25,7 @@ from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.predict.selection import find_patient
 from monai_mvreg.prediction import PURPOSE
 from monai_mvreg.scans.find import Scan
-from monai_mvreg.scans.read import read_scan
+from monai_mvreg.scans.read import Choices, read_scan, scan_at
 
 Array = npt.NDArray[np.float64]
 
@@ -95,6 +96,18 @@ def test_of_an_oblique_scan_too(tmp_path: Path) -> None:
         write_study(tmp_path / str(z), uid="1.2.3", heights=(z,), **tags)
     (scan,) = scans_in(tmp_path)
     assert placed(mapped(tmp_path)) == pytest.approx(expected(saliency_of(scan), scan.content.affine))
+
+
+def test_of_a_scan_that_was_evened_out_the_planes_are_those_that_the_network_saw(tmp_path: Path) -> None:
+    write_study(tmp_path / "a", uid="1.2.3", heights=(0, 2, 4, 6.8, 9.6))
+    scan = scan_at(str(tmp_path / "a"), resample=True)
+    data = read_scan(scan, choices=Choices(resample=True))
+    saliency = MetaTensor(torch.randn(data.array.shape), affine=torch.as_tensor(data.affine.copy()))
+    prediction = predicted(tmp_path, [scan])
+    (source,) = used_instances(prediction, home=tmp_path)
+    made = make_map(saliency, source, prediction=prediction, method="gradcam")
+    assert made.NumberOfFrames == data.array.shape[2] > 5
+    assert placed(made) == pytest.approx(expected(saliency, data.affine))
 
 
 def test_of_a_single_slice_too(tmp_path: Path) -> None:
@@ -281,6 +294,35 @@ def test_dciodvfy_finds_no_error_and_nothing_to_warn_of(tmp_path: Path, modality
     write_study(tmp_path / "a", uid="1.2.3", Modality=modality, SOPClassUID=kind, PatientName="Nobody^At all")
     for method in ("gradcam", "occlusion"):
         assert complaints(mapped(tmp_path, method=method), tmp_path / "map.dcm") == ([], [])
+
+
+def test_the_side_of_the_image_is_the_side_of_the_map(tmp_path: Path) -> None:
+    write_study(tmp_path / "a", uid="1.2.3", BodyPartExamined="KNEE", ImageLaterality="R")
+    assert mapped(tmp_path).Laterality == "R"
+    write_study(tmp_path / "b", uid="1.2.4", BodyPartExamined="BRAIN")
+    assert "Laterality" not in mapped(tmp_path, scans_in(tmp_path)[1])
+
+
+def test_of_several_numbers_each_has_its_own_map(tmp_path: Path) -> None:
+    write_study(tmp_path / "a", uid="1.2.3")
+    prediction = predicted(tmp_path, numbers=(NUMBER, replace(NUMBER, name="thickness", unit="mm")))
+    (source,) = used_instances(prediction, home=tmp_path)
+    saliency = saliency_of(source.scan)
+    made = [make_map(saliency, source, prediction=prediction, method="occlusion", number=at) for at in (0, 1)]
+    told = [image.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0] for image in made]
+    assert [one.MeasurementUnitsCodeSequence[0].CodeValue for one in told] == ["mL", "mm"]
+    assert made[0].SOPInstanceUID != made[1].SOPInstanceUID
+    assert made[0].SeriesInstanceUID != made[1].SeriesInstanceUID
+
+
+@needs_validator
+def test_a_map_of_nothing_is_valid_too(tmp_path: Path) -> None:
+    write_study(tmp_path / "a", uid="1.2.3", PatientName="Nobody^At all")
+    prediction = predicted(tmp_path)
+    (source,) = used_instances(prediction, home=tmp_path)
+    nothing = saliency_of(source.scan) * 0
+    made = make_map(nothing, source, prediction=prediction, method="gradcam")
+    assert complaints(made, tmp_path / "map.dcm") == ([], [])
 
 
 @needs_validator

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +16,10 @@ from made_results import MODEL, NUMBER, predicted, scans_in, write_study
 from make_dicom import CANARY, at, enhanced, item, save
 from tiny_model import write_scan
 
-from monai_mvreg.deploy.dicom_source import newest, read_header, result_uid, silent, used_instances
+from monai_mvreg.deploy.dicom_source import fitted, newest, read_header, result_uid, silent, used_instances
 from monai_mvreg.prediction import Prediction, SurvivalCurve, UnusedScan
 from monai_mvreg.scans.files import ScanError
+from monai_mvreg.scans.read import scan_at
 
 
 def referenced(prediction: Prediction, home: Path) -> set[tuple[str, tuple[int, ...]]]:
@@ -150,11 +153,12 @@ def test_an_instance_without_a_uid_cannot_be_referred_to(tmp_path: Path) -> None
 
 
 def test_slices_at_uneven_distances_are_found_as_the_reader_resamples_them(tmp_path: Path) -> None:
-    from monai_mvreg.scans.read import scan_at
-
     write_study(tmp_path / "a", uid="1.2.3", heights=(0, 2, 4, 6.8, 9.6))
     scan = scan_at(str(tmp_path / "a"), resample=True)
-    assert {uid for uid, _ in referenced(predicted(tmp_path, [scan]), tmp_path)} == uids(tmp_path / "a")
+    prediction = predicted(tmp_path, [scan])
+    assert {uid for uid, _ in referenced(prediction, tmp_path)} == uids(tmp_path / "a")
+    longer = replace(prediction, scans=(replace(prediction.scans[0], address="a#1.2.3"),))  # as a table may name it
+    assert {uid for uid, _ in referenced(longer, tmp_path)} == uids(tmp_path / "a")
 
 
 def test_the_newest_scan_is_that_of_the_last_date_in_its_header(tmp_path: Path) -> None:
@@ -208,6 +212,13 @@ def test_another_model_or_number_has_another_uid(study: Path, change: dict[str, 
     assert uid_of(predicted(study), study) != uid_of(predicted(study, **change), study)
 
 
+def test_another_scan_that_is_not_dicom_has_another_uid(study: Path) -> None:
+    write_scan(study / "x.nii", seed=1)
+    one = predicted(study)
+    write_scan(study / "x.nii", seed=2)
+    assert uid_of(one, study) != uid_of(predicted(study), study)
+
+
 def test_fewer_scans_have_another_uid(study: Path) -> None:
     one = predicted(study)
     assert uid_of(one, study) != uid_of(replace(one, scans=one.scans[:1]), study)
@@ -219,14 +230,17 @@ def test_a_header_is_read_without_pixels_and_has_what_every_object_has(study: Pa
     assert (header.ReferringPhysicianName, header.StudyID) == ("", "7")
 
 
-def test_no_library_logs_or_warns_of_what_a_header_says(caplog: pytest.LogCaptureFixture) -> None:
-    import logging
-    import warnings
-
+def test_no_library_logs_or_warns_of_what_a_header_says(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
     with silent():
         logging.getLogger("pydicom").error("%s", CANARY)
         logging.getLogger("highdicom.base").warning("%s", CANARY)
         warnings.warn(CANARY, stacklevel=1)
-    assert CANARY not in caplog.text
+    assert CANARY not in caplog.text and not list(recwarn)
     logging.getLogger("highdicom.base").warning("afterwards")
     assert "afterwards" in caplog.text
+
+
+def test_a_text_is_made_to_fit_an_attribute() -> None:
+    assert fitted("a\\b" + 70 * "c") == "a/b" + 61 * "c"  # a backslash would part it in two

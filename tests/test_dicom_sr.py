@@ -9,7 +9,7 @@ from pathlib import Path
 import highdicom as hd
 import pydicom
 import pytest
-from made_results import NUMBER, complaints, needs_validator, predicted, scans_in, write_study
+from made_results import MODEL, NUMBER, complaints, needs_validator, predicted, scans_in, write_study
 from make_dicom import CANARY, PACK, needs_pack
 from pydicom.dataset import Dataset
 from tiny_model import BUNDLE, write_model, write_scan
@@ -203,6 +203,10 @@ def test_modality_and_date_of_each_scan_are_coded(home: Path) -> None:
     assert [item.ConceptCodeSequence[0].CodeValue for item in items(report) if code(item) == "121139"] == ["MR", "CT"]
     dates = [(code(item), str(item.Date)) for item in items(report) if item.ValueType == "DATE"]
     assert dates == [("111060", "20200101"), ("111060", "20200601")]
+    write_study(home / "c", uid="1.2.6", AcquisitionDate="20210101", AcquisitionTime="101112")
+    report = make_report(predicted(home), home=home)
+    dates = [(code(item), str(item.Date)) for item in items(report) if item.ValueType == "DATE"]
+    assert ("126201", "20210101") in dates
 
 
 def test_of_a_time_to_event_it_says_risk_median_and_each_horizon(home: Path) -> None:
@@ -233,6 +237,31 @@ def test_each_of_several_numbers_has_its_unit_and_contributions(home: Path) -> N
     assert found["target.the_thickness_of_the_cortex"] == [(2.5, "mm")]
     assert found["contribution.volume"] == [(0.5, "mL")] * 3
     assert found["contribution.the_thickness_of_the_cortex"] == [(-0.25, "mm")] * 3
+
+
+def test_the_view_of_a_scan_is_told(home: Path) -> None:
+    whole = predicted(home)
+    scans = (replace(whole.scans[0], view="lateral"), *whole.scans[1:])
+    assert texts(make_report(replace(whole, scans=scans), home=home), "view") == ["lateral"]
+
+
+def test_names_that_are_too_long_for_dicom_are_cut_where_they_are_shown_alone(home: Path, tmp_path: Path) -> None:
+    name = "n" * 80
+    model = replace(MODEL, name="m\\" * 40, version="v" * 80, software="s" * 80)
+    whole = predicted(home, numbers=(replace(NUMBER, name=name),), model=model)
+    made = written(make_report(whole, home=home), tmp_path)
+    assert numbers(made)[f"target.{name}"] == [(NUMBER.value, "mL")]
+    assert texts(made, "111001") == [model.name]
+    assert made.ManufacturerModelName == ("m/" * 40)[:64]
+
+
+def test_the_device_is_the_model(home: Path) -> None:
+    def device(report: Dataset) -> list[str]:
+        return [str(item.UID) for item in items(report) if item.ValueType == "UIDREF" and code(item) == "121012"]
+
+    one, again = (device(make_report(predicted(home), home=home)) for _ in range(2))
+    other = device(make_report(predicted(home, model=replace(MODEL, version="2")), home=home))
+    assert one == again != other
 
 
 def test_the_spread_is_a_standard_deviation_in_the_unit_of_the_number(home: Path) -> None:

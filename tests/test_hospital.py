@@ -60,6 +60,19 @@ def test_sr_writes_a_folder_for_each_patient_of_a_table(patient: Path, models: P
     assert studies == ["1.2.3.9", "1.2.4.9"]
 
 
+def test_sr_writes_the_others_where_a_patient_of_a_table_has_no_prediction(
+    patient: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.nii").write_bytes(b"no scan" * 99)
+    rows = [("p1", "bad.nii", 0), ("p2", "patient/b", 0)]
+    pd.DataFrame(rows, columns=["patient", "path", "day"]).to_csv(tmp_path / "cohort.csv", index=False)
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path / "cohort.csv", models, "--out", tmp_path / "out")
+    assert end.value.code == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["patient-2"]
+    assert "error: nothing could be predicted for 1 patient\n  patient 1 of the table" in capsys.readouterr().err
+
+
 def test_sr_ends_with_2_and_a_sentence_where_no_scan_is_dicom(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

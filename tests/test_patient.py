@@ -23,6 +23,7 @@ from monai_mvreg.prediction import (
     PURPOSE,
     Caution,
     ModelIdentity,
+    NoPrediction,
     Number,
     Prediction,
     SurvivalCurve,
@@ -305,6 +306,16 @@ def test_the_index_leads_from_the_highest_value_down_to_the_reports(tmp_path: Pa
     assert "<td>30.0</td><td>20.0 to 40.0</td><td>3</td><td>0</td><td>3</td>" in html and "Meier" not in html
     named = write_index(tmp_path / "index.html", made, identify=True).read_text("utf-8")
     assert "Meier1" in named and "<a " not in named
+
+
+def test_the_index_names_patients_without_a_prediction_by_their_place(tmp_path: Path) -> None:
+    lost = NoPrediction("Meier9", "expected a scan that can be read, got none: Meier9.nii: no scan")
+    made = [prediction(), lost, prediction()]
+    html = write_index(tmp_path / "index.html", made, reports=["1.html", "2.html", "3.html"]).read_text("utf-8")
+    assert [link["href"] for link in Page(html).all("a")] == ["1.html", "3.html"]
+    assert "<h2>Without a prediction</h2>" in html and '<th scope="row">2</th>' in html and "Meier9" not in html
+    named = Page(write_index(tmp_path / "index.html", made, identify=True).read_text("utf-8")).text
+    assert "Meier9.nii: no scan" in named
 
 
 def test_the_index_of_a_time_to_event_holds_its_chances(tmp_path: Path) -> None:

@@ -72,7 +72,9 @@ def test_a_patient_without_a_prediction_does_not_stop_the_others_and_is_told(
     with pytest.raises(SystemExit) as end:
         run("predict", table, models, "--out", tmp_path / "out")
     assert end.value.code == 1
-    assert "error: nothing could be predicted for 1 patient\n" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "error: nothing could be predicted for 1 patient\n  patient 2 of the table: expected a scan" in told
+    assert "p1" not in told
     whole = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [one["patient"] for one in whole["predictions"]] == ["p0", "p2"]
     assert [one["patient"] for one in whole["unpredicted"]] == ["p1"]
@@ -123,16 +125,17 @@ def test_report_shows_no_scan_with_a_name_burned_in(folder: Path, models: Path, 
 def test_report_writes_a_page_for_each_patient_of_a_table_and_an_index(
     table: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "4.nii").write_bytes(b"no scan" * 99)
-    (tmp_path / "5.nii").write_bytes(b"no scan" * 99)
+    for at in (2, 3):
+        (tmp_path / f"{at}.nii").write_bytes(b"no scan" * 99)
     with pytest.raises(SystemExit) as end:
         run("report", table, models, "--out", tmp_path / "pages", "--saliency", "none", "--json")
     assert end.value.code == 1
     shown = capsys.readouterr()
     names = [Path(page).name for page in json.loads(shown.out)]
-    assert names == ["index.html", "patient-1.html", "patient-2.html"]
+    assert names == ["index.html", "patient-1.html", "patient-3.html"]
     assert sorted(names) == sorted(path.name for path in (tmp_path / "pages").iterdir())
-    assert 'href="patient-2.html"' in (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
+    index = (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
+    assert 'href="patient-3.html"' in index and "Without a prediction" in index
 
 
 def test_report_refuses_in_one_line(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,11 +158,14 @@ def test_the_layer_is_the_last_that_tells_places_apart(
     encoder_and_shape: tuple[nn.Module, tuple[int, ...]], request: pytest.FixtureRequest
 ) -> None:
     encoder, shape = encoder_and_shape
-    image = torch.rand(shape[0], *(3 * size for size in shape[1:]))
-    known = {"timm resnet50": "layer4", "MONAI resnet10 3D": "layer4", "MONAI densenet": "class_layers.relu"}
-    for name, layer in known.items():
+    known = {
+        "timm resnet50": (224, "layer4"),
+        "MONAI resnet10 3D": (56, "layer2"),
+        "MONAI densenet": (224, "class_layers.relu"),
+    }
+    for name, (size, layer) in known.items():
         if name in request.node.name:
-            assert spatial_layer(encoder, image) == layer
+            assert spatial_layer(encoder, torch.rand(shape[0], size, *(size // 2 for _ in shape[2:]))) == layer
             return
     pytest.skip("named for a few encoders only")
 
@@ -170,9 +173,17 @@ def test_the_layer_is_the_last_that_tells_places_apart(
 def test_a_branch_of_a_residual_block_is_no_place_to_look_at() -> None:
     import timm
 
-    # At 32 pixels the last stage ends with one place, but its first block begins with four.
+    # At 12 pixels the third stage ends with one place, but its first block begins with four.
     encoder = timm.create_model("resnet18", num_classes=0, in_chans=1).eval()
-    assert spatial_layer(encoder, torch.rand(1, 32, 32)) == "layer3"
+    assert spatial_layer(encoder, torch.rand(1, 12, 12)) == "layer2"
+
+
+@pytest.mark.parametrize(("size", "layer"), [(224, "layer4"), (200, "layer4"), (192, "layer3"), (64, "layer2")])
+def test_the_layer_has_seven_places_along_an_axis_where_there_is_one(size: int, layer: str) -> None:
+    import timm
+
+    encoder = timm.create_model("resnet18", num_classes=0, in_chans=1).eval()
+    assert spatial_layer(encoder, torch.rand(1, size, size // 2)) == layer
 
 
 def test_a_frozen_encoder_has_the_map_of_one_that_learns() -> None:

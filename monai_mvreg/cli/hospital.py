@@ -40,15 +40,18 @@ def _sr(options: argparse.Namespace) -> None:
     from monai_mvreg.deploy.dicom_source import write_object
     from monai_mvreg.deploy.dicom_sr import make_report
     from monai_mvreg.explain.explanation import used_part
+    from monai_mvreg.prediction import NoPrediction
 
     table, home = is_table(options), home_of(options)
     alone = options.out.suffix == ".dcm"
     if table and alone:
         raise ValueError(f"expected --out FOLDER for a table of patients, got the file {options.out}")
     predictor = predictor_of(options)
-    predicted, unpredicted = predicted_patients(options, predictor)
+    predicted = predicted_patients(options, predictor)
     written = []
     for at, (patient, prediction) in enumerate(predicted, start=1):
+        if isinstance(prediction, NoPrediction):
+            continue
         folder = options.out / f"patient-{at}" if table else options.out.parent if alone else options.out
         try:
             report = make_report(prediction, home=home)
@@ -72,4 +75,4 @@ def _sr(options: argparse.Namespace) -> None:
             print(f"no map: {reason}")
     for path in written:
         print(f"Written: {path}")
-    tell_unpredicted(unpredicted)
+    tell_unpredicted(predicted)

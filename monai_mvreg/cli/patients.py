@@ -125,36 +125,38 @@ def _covariates(options: argparse.Namespace) -> dict[str, float]:
 
 def predicted_patients(
     options: argparse.Namespace, predictor: Predictor
-) -> tuple[list[tuple[Patient, Prediction]], list[NoPrediction]]:
+) -> list[tuple[Patient, Prediction | NoPrediction]]:
     """Predict the patient of a folder, or all of a table; of one in a table nothing may be known, and is told."""
     from monai_mvreg.predict.selection import find_patient
-    from monai_mvreg.prediction import Prediction
 
     home = home_of(options)
     if not is_table(options):
         found = find_patient(options.source, predictor.trained, covariates=_covariates(options))
-        return [(found.patient, predictor.predict(found, home=home))], []
+        return [(found.patient, predictor.predict(found, home=home))]
     cohort = _cohort(options, predictor)
-    both = list(zip(cohort.patients, predictor.predict_cohort(cohort, home=home), strict=True))
-    predicted = [(patient, one) for patient, one in both if isinstance(one, Prediction)]
-    return predicted, [one for _, one in both if not isinstance(one, Prediction)]
+    return list(zip(cohort.patients, predictor.predict_cohort(cohort, home=home), strict=True))
 
 
-def tell_unpredicted(unpredicted: Sequence[NoPrediction]) -> None:
+def tell_unpredicted(predicted: Sequence[tuple[Patient, Prediction | NoPrediction]]) -> None:
     """End with 1 where something could not be predicted."""
-    if unpredicted:
-        print(f"error: nothing could be predicted for {_count(len(unpredicted), 'patient')}", file=sys.stderr)
-        for reason in dict.fromkeys(one.reason for one in unpredicted[:5]):
-            print(f"  {reason}", file=sys.stderr)
+    from monai_mvreg.prediction import NoPrediction
+
+    lost = [(at, one.reason) for at, (_, one) in enumerate(predicted, start=1) if isinstance(one, NoPrediction)]
+    if lost:
+        print(f"error: nothing could be predicted for {_count(len(lost), 'patient')}", file=sys.stderr)
+        for at, reason in lost[:5]:
+            print(f"  patient {at} of the table: {reason}", file=sys.stderr)
+        if len(lost) > 5:
+            print("  the others: mvreg predict --json", file=sys.stderr)
         raise SystemExit(1)
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from monai_mvreg.prediction import as_rows, to_json
+    from monai_mvreg.prediction import NoPrediction, Prediction, as_rows, to_json
 
-    predicted, unpredicted = predicted_patients(options, predictor_of(options))
-    predictions = [prediction for _, prediction in predicted]
-    text = to_json(predictions, unpredicted=unpredicted)
+    predicted = predicted_patients(options, predictor_of(options))
+    predictions = [one for _, one in predicted if isinstance(one, Prediction)]
+    text = to_json(predictions, unpredicted=[one for _, one in predicted if isinstance(one, NoPrediction)])
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         _write_whole(options.out / "predictions.json", text)
@@ -169,16 +171,19 @@ def _predict(options: argparse.Namespace) -> None:
         print(f"Written: {options.out / 'predictions.json'} and, a view of it, predictions.csv")
     elif not options.json and is_table(options):
         print("Nothing was written: give --out FOLDER, or --json to print all")
-    tell_unpredicted(unpredicted)
+    tell_unpredicted(predicted)
 
 
 def _explain(options: argparse.Namespace) -> None:
     from monai_mvreg.explain.explanation import METHODS, explain_patient, used_part
+    from monai_mvreg.prediction import NoPrediction
 
     predictor, methods = predictor_of(options), {name: METHODS[name] for name in options.method or METHODS}
-    predicted, unpredicted = predicted_patients(options, predictor)
+    predicted = predicted_patients(options, predictor)
     places, checks = [], {}
     for at, (patient, prediction) in enumerate(predicted, start=1):
+        if isinstance(prediction, NoPrediction):
+            continue
         place = options.out / f"patient-{at}" if is_table(options) else options.out
         part = used_part(patient, prediction, home=home_of(options))
         checks = dict(explain_patient(predictor, part, place, methods=methods, number=options.number).checks)
@@ -190,7 +195,7 @@ def _explain(options: argparse.Namespace) -> None:
         for name, check in checks.items():
             print(f"{name}: alike to maps of a random head {check.head:.2f}, of a random network {check.whole:.2f}")
         print("Near 1 a map shows the scan and not what was learned: do not use it. More: docs/explain.md")
-    tell_unpredicted(unpredicted)
+    tell_unpredicted(predicted)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -198,7 +203,7 @@ def _report(options: argparse.Namespace) -> None:
 
     from monai_mvreg.report.card import write_card
 
-    unpredicted: list[NoPrediction] = []
+    predicted: list[tuple[Patient, Prediction | NoPrediction]] = []
     if options.card:
         models = options.models or options.bundle / "models"
         facts = options.bundle / "configs" / "metadata.json"
@@ -207,26 +212,32 @@ def _report(options: argparse.Namespace) -> None:
     elif options.source is None:
         raise ValueError("expected SOURCE, a patient's folder or a table of scans, or --card, got neither")
     else:
-        pages, unpredicted = _patient_pages(options)
+        pages, predicted = _patient_pages(options)
     print(json.dumps([str(page) for page in pages]) if options.json else f"Report: {pages[0] if pages else 'none'}")
-    tell_unpredicted(unpredicted)
+    tell_unpredicted(predicted)
 
 
-def _patient_pages(options: argparse.Namespace) -> tuple[list[Path], list[NoPrediction]]:
+def _patient_pages(
+    options: argparse.Namespace,
+) -> tuple[list[Path], list[tuple[Patient, Prediction | NoPrediction]]]:
     """Write a page for each patient, and for those of a table an index, which stands first."""
     from monai_mvreg.explain.explanation import used_part
+    from monai_mvreg.prediction import Prediction
     from monai_mvreg.report.patient import write_index, write_patient_report
     from monai_mvreg.report.patient_pictures import scan_pictures
 
     predictor, table = predictor_of(options), is_table(options)
     (options.out if table else options.out.absolute().parent).mkdir(parents=True, exist_ok=True)
-    predicted, unpredicted = predicted_patients(options, predictor)
-    pages = []
+    predicted = predicted_patients(options, predictor)
+    pages, names = [], []
     for at, (patient, prediction) in enumerate(predicted, start=1):
+        names.append(f"patient-{at}.html")
+        if not isinstance(prediction, Prediction):
+            continue
         part = used_part(patient, prediction, home=home_of(options))
         if options.identify and not table:  # of a folder, its name is what is known
             prediction = replace(prediction, patient=options.source.name)
-        pages.append(options.out / f"patient-{at}.html" if table else options.out)
+        pages.append(options.out / names[-1] if table else options.out)
         write_patient_report(
             pages[-1],
             prediction,
@@ -234,10 +245,10 @@ def _patient_pages(options: argparse.Namespace) -> tuple[list[Path], list[NoPred
             cohort=predictor.trained.members[0].domain.targets,
             identify=options.identify,
         )
-    if table and predicted:
-        names, all_of_them = [page.name for page in pages], [prediction for _, prediction in predicted]
-        pages.insert(0, write_index(options.out / "index.html", all_of_them, reports=names, identify=options.identify))
-    return pages, unpredicted
+    if table and pages:
+        everyone = [one for _, one in predicted]
+        pages.insert(0, write_index(options.out / "index.html", everyone, reports=names, identify=options.identify))
+    return pages, predicted
 
 
 def _write_whole(path: Path, text: str) -> None:

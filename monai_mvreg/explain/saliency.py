@@ -23,6 +23,7 @@ from monai_mvreg.networks.multiscan import MultiScanNet
 
 Readout = Callable[[Tensor], Tensor]
 _BATCH = 16  # scans with a covered box that are encoded at once
+_PLACES = 7  # along an axis, of the last layer of the networks that GradCAM is known from
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,9 @@ def gradcam(number: NumberByScan, image: Tensor, *, layer: str | None = None) ->
 def spatial_layer(encoder: nn.Module, image: Tensor) -> str:
     """Find the last module of an encoder that still tells places of the scan apart, and that all of it passes through.
 
-    A module in one branch of a residual block is none: what takes the other branch would be missing from the map.
+    It has at least seven places along an axis, as in a ResNet that sees 224 pixels, if there is such a module: fewer,
+    as behind five halvings of a small volume, cannot point at anything. A module in one branch of a residual block is
+    none: what takes the other branch would be missing from the map.
 
     Args:
         encoder: ``(M, C, *spatial) -> (M, E)``, none of it frozen.
@@ -183,6 +186,7 @@ def spatial_layer(encoder: nn.Module, image: Tensor) -> str:
     # timm names the layout of those that keep channels last, where an axis of places would be taken for channels.
     last = any(getattr(module, "output_fmt", None) == "NHWC" for module in encoder.modules())
     tokens = 0  # of layers behind: places live on in them, out of sight of GradCAM
+    coarse = None
     for name, shape in reversed(outputs if not last else []):
         if len(shape) == 3:
             tokens = max(tokens, shape[1])
@@ -190,9 +194,15 @@ def spatial_layer(encoder: nn.Module, image: Tensor) -> str:
             continue
         if tokens >= math.prod(shape[2:]):
             break
+        if coarse is not None and max(shape[2:]) < _PLACES:
+            continue
         embedding = _run_watched(encoder, scan, {name: _cut})
         if embedding.requires_grad and torch.autograd.grad(embedding.sum(), scan, allow_unused=True)[0] is None:
-            return name
+            if max(shape[2:]) >= _PLACES:
+                return name
+            coarse = name
+    if coarse is not None:
+        return coarse
     raise ValueError(
         f"expected an encoder with a layer (M, C, *spatial) of more than one place and with gradients for GradCAM, "
         f"{type(encoder).__name__} has none: take occlusion, which needs neither"

@@ -285,8 +285,8 @@ def _summary(stored: dict[str, Any], limits: tuple[float, float, float]) -> Sect
     if "coverage" in found:
         held = _estimate({key: None if part is None else 100 * part for key, part in stored["coverage"].items()})
         text += (
-            f"\n\nThe prediction intervals held the measured value of {rounded(held.value)} of 100 patients "
-            f"({span(held)}); they are {value(found['width'].value, unit)} wide on average."
+            f"\n\nThe prediction intervals held the measured value of {rounded(held.value)} % of these patients "
+            f"({span(held)} %); they are {value(found['width'].value, unit)} wide on average."
         )
     cells = []
     for name, estimate in found.items():

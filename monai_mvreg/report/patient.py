@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from monai_mvreg.prediction import PURPOSE, Number, Prediction, SurvivalCurve
+from monai_mvreg.prediction import PURPOSE, NoPrediction, Number, Prediction, SurvivalCurve
 from monai_mvreg.report.page import Headline, Link, Section, Tile, rounded, value, write_report
 from monai_mvreg.report.patient_figures import (
     contributions,
@@ -81,26 +81,27 @@ def write_patient_report(
 
 
 def write_index(
-    path: Path, predictions: Sequence[Prediction], *, reports: Sequence[str] = (), identify: bool = False
+    path: Path, patients: Sequence[Prediction | NoPrediction], *, reports: Sequence[str] = (), identify: bool = False
 ) -> Path:
     """Write one page with a row per patient, the highest first number (the highest risk) first.
 
     Args:
         path: the file to write; its folder exists.
-        predictions: of one model; patients are numbered in this order.
-        reports: addresses of their reports, relative to the page, in the same order, or none at all.
+        patients: predictions of one model, and those without one; patients are numbered in this order, from 1.
+        reports: addresses of their reports, relative to the page, in the same order, or none at all; those of patients
+            without a prediction are not read.
         identify: show the patients' keys.
 
     Raises:
         ValueError: if there is no prediction, they are of different numbers, or there is not one report for each.
     """
-    if len({tuple((n.name, n.unit) for n in prediction.numbers) for prediction in predictions}) != 1:
+    predictions = {at: one for at, one in enumerate(patients) if isinstance(one, Prediction)}
+    if len({tuple((n.name, n.unit) for n in prediction.numbers) for prediction in predictions.values()}) != 1:
         raise ValueError("expected predictions of the same numbers in the same units, got none or several kinds")
-    if len(reports) not in (0, len(predictions)):
-        raise ValueError(f"expected a report for each of {len(predictions)} predictions, got {len(reports)}")
+    if len(reports) not in (0, len(patients)):
+        raise ValueError(f"expected a report for each of {len(patients)} patients, got {len(reports)}")
     rows = []
-    for at in sorted(range(len(predictions)), key=lambda i: -predictions[i].numbers[0].value):
-        found = predictions[at]
+    for at, found in sorted(predictions.items(), key=lambda one: -one[1].numbers[0].value):
         patient = found.patient if identify else str(at + 1)
         row: dict[str, object] = {"Patient": Link(patient, reports[at]) if reports else patient}
         for number in found.numbers:
@@ -117,9 +118,17 @@ def write_index(
                 row[f"Event by day {day:g}"] = percent(risk)
         row |= {"Scans": len(found.scans), "Left out": len(found.left_out), "Warnings": len(_grouped(found, str))}
         rows.append(row)
-    text = f"{len(rows)} patients, sorted by {_name(predictions[0].numbers[0])}, the highest first."
-    section = Section("Patients", text, table=pd.DataFrame(rows))
-    return write_report(path, title="Predictions", sections=[section], note=PURPOSE)
+    text = f"{len(rows)} patients, sorted by {_name(next(iter(predictions.values())).numbers[0])}, the highest first."
+    sections = [Section("Patients", text, table=pd.DataFrame(rows))]
+    lost = [
+        {"Patient": one.patient, "Reason": one.reason} if identify else {"Patient": str(at + 1)}
+        for at, one in enumerate(patients)
+        if isinstance(one, NoPrediction)
+    ]
+    if lost:
+        why = "No scan of these patients could be used; mvreg predict --json tells why."
+        sections.append(Section("Without a prediction", why, table=pd.DataFrame(lost)))
+    return write_report(path, title="Predictions", sections=sections, note=PURPOSE)
 
 
 def _result(prediction: Prediction) -> Section:

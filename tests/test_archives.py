@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -95,3 +96,21 @@ def test_a_model_that_needs_views_is_refused(tmp_path: Path, capsys: pytest.Capt
     models = write_model(tmp_path / "model" / "models", **{"columns#views": ["left", "right"]})
     assert main([*settings(tmp_path, models=str(models)), "--check"]) == 2
     assert "needs to be told their views" in capsys.readouterr().err
+
+
+def test_a_model_whose_unit_no_report_can_hold_is_refused_before_it_listens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = write_model(tmp_path / "model" / "models", unit="mm/year")
+    assert main([*settings(tmp_path, models=str(models)), "--check"]) == 2
+    assert "expected a unit by UCUM" in capsys.readouterr().err
+
+
+def test_without_the_extra_its_name_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [*(name for name in sys.modules if name.startswith("monai_mvreg.deploy.")), "pynetdicom"]:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "pynetdicom", None)
+    assert main(settings(tmp_path)) == 2
+    assert 'archives need pynetdicom: pip install "monai-mvreg[pacs]"' in capsys.readouterr().err

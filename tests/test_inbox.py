@@ -89,6 +89,30 @@ def test_what_cannot_be_committed_leaves_no_file_and_can_be_sent_again(inbox: In
     assert put(inbox)
 
 
+def test_other_bytes_of_an_object_whose_file_was_deleted_are_kept(inbox: Inbox) -> None:
+    put(inbox)
+    inbox.answered(ready(inbox), "1 2 3 4")
+    inbox.sent(hashed(UID))
+    inbox.clean(keep_files=-1, remember=1000)
+    assert put(inbox, content=1) and ready(inbox).version == 2
+
+
+def test_the_name_of_a_file_is_on_the_disk_before_it_is_acknowledged(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    put(inbox)
+    assert synced == ["inbox", hashed(UID)]
+    assert inbox._base.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
 def test_a_file_that_was_half_written_is_gone_after_a_restart(inbox: Inbox) -> None:
     (inbox.incoming / "half.part").write_bytes(b"1")
     assert not any(again(inbox).incoming.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,15 @@ def test_the_bytes_are_on_the_disk_with_their_hash(tmp_path: Path) -> None:
     file.finish()
     assert Path(file.name).read_bytes() == b"one two" and file.refusal == ""
     assert file.digest == hashlib.sha256(b"one two").hexdigest()
+
+
+def test_the_bytes_are_brought_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    file = IncomingFile(tmp_path, most=100, least_free=0)
+    file.write(b"12345")
+    file.finish()
+    assert synced == [5]
 
 
 def test_too_large_an_object_is_refused_and_not_written(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,23 @@ def add_archive_verbs(verbs: Any) -> None:
     pull.set_defaults(verb=_pull)
 
 
+@contextmanager
+def _extra() -> Iterator[None]:
+    """Name the extra where one of its packages is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in ("highdicom", "pynetdicom", "dicomweb_client", "prometheus_client", "requests"):
+            raise
+        raise ValueError(f'archives need {error.name}: pip install "monai-mvreg[pacs]"') from None
+
+
 def _listen(options: argparse.Namespace) -> None:
     from monai_mvreg.deploy.listen_settings import read_listen_settings
 
     settings = read_listen_settings(options.settings)
-    from monai_mvreg.deploy.listen import check_model, listen
-
+    with _extra():
+        from monai_mvreg.deploy.listen import check_model, listen
     if options.check:
         check_model(settings)
         print(f"{options.settings}: well; {len(settings.peers)} peers may send to {settings.host}:{settings.port}")
@@ -50,9 +63,11 @@ def _pull(options: argparse.Namespace) -> None:
     from monai_mvreg.cohort.inventory import take_inventory
     from monai_mvreg.cohort.sources import join_outcomes
     from monai_mvreg.cohort.table import TableRows
-    from monai_mvreg.deploy.archive import DicomWeb
     from monai_mvreg.deploy.listen_settings import WebArchive
-    from monai_mvreg.deploy.pull import pull_patients
+
+    with _extra():
+        from monai_mvreg.deploy.archive import DicomWeb
+        from monai_mvreg.deploy.pull import pull_patients
 
     for name in ("since", "until"):
         if (date := getattr(options, name)) and (len(date) != 8 or not date.isdigit()):

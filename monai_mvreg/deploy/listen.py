@@ -14,6 +14,7 @@ from monai_mvreg.deploy.health import Meters, serve_health, start_log
 from monai_mvreg.deploy.inbox import Inbox
 from monai_mvreg.deploy.listen_settings import ListenSettings
 from monai_mvreg.deploy.listener import Listener
+from monai_mvreg.deploy.ucum import unit_concept
 from monai_mvreg.deploy.worker import Worker
 from monai_mvreg.predict.predictor import Predictor
 
@@ -73,16 +74,18 @@ def listen(settings: ListenSettings) -> None:
 
 
 def check_model(settings: ListenSettings) -> Predictor:
-    """Read the model, and see that it can take what an archive sends.
+    """Read the model, and see that it can take what an archive sends, and say what a report can hold.
 
     Raises:
-        ValueError: if the model needs to be told the views of scans.
+        ValueError: if the model needs to be told the views of scans, or its unit has no UCUM code.
         OSError: if there is no model.
     """
     kept = settings.folder / "kept" if settings.folder.is_dir() else None
     predictor = Predictor.from_bundle(settings.bundle, models=settings.models, kept=kept, device=settings.device)
     if predictor.trained.views:
         raise ValueError("expected a model that takes the scans of a folder, this one needs to be told their views")
+    if not predictor.trained.survival:  # a log risk has no unit
+        unit_concept(predictor.trained.settings["unit"], of=predictor.trained.settings["target"][0])
     return predictor
 
 

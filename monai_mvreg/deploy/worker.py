@@ -18,7 +18,7 @@ from threading import Event
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from monai_mvreg.deploy.archive import Archive, ArchivedStudy, RefusedError
+from monai_mvreg.deploy.archive import Archive, ArchivedStudy, ArchiveError, RefusedError
 from monai_mvreg.deploy.dicom_sr import make_report
 from monai_mvreg.deploy.health import Meters
 from monai_mvreg.deploy.inbox import Inbox, ObjectFacts, Waiting, hashed, read_facts, sync_folder
@@ -225,6 +225,7 @@ class Worker:
         self._down = True
         self.meters.retries.labels(what).inc()
         facts = {"study": waiting.key[:12], "what": what, "error": type(error).__name__, "wait": round(wait, 1)}
+        facts |= {"reason": str(error)} if isinstance(error, ArchiveError) else {}  # our own words, of nobody
         logger.warning("to be tried again", extra={"facts": facts})
 
     def _fail(self, waiting: Waiting, reason: str) -> None:

@@ -168,6 +168,21 @@ def test_every_address_reads_the_scan_it_was_found_for(tmp_path: Path) -> None:
     assert len(set(values)) == 8
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_volumes_of_one_series_in_folders_of_their_own_are_read_by_their_addresses(
+    tmp_path: Path, beside: bool
+) -> None:
+    for echo in (20, 80):
+        write_series(tmp_path / f"e{echo}", (0, 2), EchoTime=echo, PixelData=bytes([echo, 0] * 12))
+    if beside:  # another series in the folder: its address needs a key
+        for number, z in enumerate((0, 2)):
+            write_slice(tmp_path / f"e20/other{number}", z, SeriesInstanceUID="1.2.9", PixelData=bytes([9, 0] * 12))
+    scans, left_out = find_scans(tmp_path)
+    assert len({scan.address for scan in scans}) == len(scans) == 2 + beside and not left_out
+    values = {read_scan(scan.address).array.flat[0] for scan in scans}
+    assert values == {20, 80, *([9] if beside else [])}
+
+
 def test_a_damaged_file_refuses_the_series_it_may_belong_to_and_no_other(tmp_path: Path) -> None:
     write_series(tmp_path / "a")
     write_series(tmp_path / "b", SeriesInstanceUID="1.2.4")

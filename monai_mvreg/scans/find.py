@@ -252,6 +252,11 @@ def _common(files: Sequence[ImageFile]) -> Path:
     return Path(os.path.commonpath({str(PurePath(path).parent) for path in paths}))
 
 
+def _lies_in(stack: Stack, place: Path) -> bool:
+    """Whether a file of a stack is in or below a folder."""
+    return any(Path(s.file.path).is_relative_to(place) for slices in stack.slices for s in slices)
+
+
 def _scan(uid: str, stack: Stack, stacks: Sequence[Stack | ScanError], homes: dict[str, set[str]]) -> Scan:
     first = stack.slices[0][0]
     files = list({s.file.path: s.file for place in stack.slices for s in place}.values())
@@ -260,6 +265,8 @@ def _scan(uid: str, stack: Stack, stacks: Sequence[Stack | ScanError], homes: di
     if place.as_posix() == files[0].path.replace(os.sep, "/"):
         inside = [s for s in stacks if isinstance(s, ScanError) or s.slices[0][0].file.path == files[0].path]
         name = name if len(inside) > 1 and first.file.frames > 1 else ""
+    elif name and not any(isinstance(s, ScanError) or (s is not stack and _lies_in(s, place)) for s in stacks):
+        name = ""  # alone in its folder
     spatial = len(stack.slices[0]) > 1
     step = () if stack.affine is None else (float(np.linalg.norm(stack.affine[:3, 2])),)
     date, source = min((acquired(file.values) for file in files), key=_earliest)

@@ -1,7 +1,7 @@
 """An honest synthetic cohort, written as real DICOM and NIfTI files, and the way through the bundle that it shows.
 
 The law: a patient has one bright ellipsoidal lesion whose diameter is ``D(t) = D0 + v t``, with ``t`` in years from the
-middle of the follow-up. ``D0`` (16 to 36 mm) and the growth rate ``v`` (-6 to 6 mm/year, the target) are drawn apart
+middle of the follow-up. ``D0`` (16 to 36 mm) and the growth rate ``v`` (-6 to 6 mm/a, the target) are drawn apart
 from each other, so one scan tells little about ``v`` whatever the network. Place and shape of the lesion, anatomy,
 number and dates of the scans differ between patients; position, intensity scale and noise between scans. Nothing of
 this is a real patient, and a real lesion is not so kind: the demo shows that the package works, not that it is of use.
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
 SHAPE, VOXEL = (24, 24, 16), 4.0  # voxels, mm
-UNIT = "mm/year"
+UNIT = "mm/a"
 MARKER = "Made by `mvreg demo`."
 _FOLDS, _VALIDATION, _TEST = 5, "0", "1"
 _README = f"""{MARKER} Everything here is synthetic.
@@ -60,7 +60,7 @@ run.log          what the runs said; events.*: the curves for TensorBoard
 
 @dataclass(frozen=True)
 class DemoPatient:
-    """One synthetic patient: days of the scans, their diameters in mm, growth in mm/year, volumes in RAS order."""
+    """One synthetic patient: days of the scans, their diameters in mm, growth in mm/a, volumes in RAS order."""
 
     start: datetime.date
     days: tuple[int, ...]
@@ -71,7 +71,7 @@ class DemoPatient:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo reached on ``patients`` test patients; mean absolute ``errors`` in mm/year."""
+    """What the demo reached on ``patients`` test patients; mean absolute ``errors`` in mm/a."""
 
     report: Path
     patients: int

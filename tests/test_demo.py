@@ -67,7 +67,7 @@ def test_the_target_is_the_slope_of_the_diameters_over_the_years(folder: Path) -
         patient = draw_patient(number)
         slope = np.polyfit(np.array(patient.days) / 365.25, patient.diameters, 1)[0]
         assert written.growth == pytest.approx(slope, abs=1e-4)
-        assert written.unit == "mm/year"
+        assert written.unit == "mm/a"
 
 
 def test_the_larger_the_diameter_the_more_voxels_are_bright() -> None:
@@ -138,7 +138,7 @@ def test_demo_ends_with_a_report_and_says_what_was_reached(tmp_path: Path, capfd
     out = tmp_path / "it's out"
     assert main(["demo", "--out", str(out), "--patients", "16", "--epochs", "1"]) == 0
     shown = capfd.readouterr()
-    for words in ("All scans with their dates", "Newest scan alone", "Mean of the training patients", "mm/year ("):
+    for words in ("All scans with their dates", "Newest scan alone", "Mean of the training patients", "mm/a ("):
         assert words in shown.out
     assert f"Report: {out / 'report.html'}" in shown.out
     assert "mvreg scan FOLDER" in shown.out and "monai.bundle run" in shown.out

@@ -239,6 +239,25 @@ def test_junk_in_the_middle_of_an_association_is_refused(listener: Listener) -> 
     assert send(listener.port, [image()]) == [0]
 
 
+@pytest.mark.parametrize("control", [0, 1], ids=["a data set", "a command"])
+def test_a_message_without_end_ends_its_connection_before_it_fills_the_memory(listener: Listener, control: int) -> None:
+    entity = AE("SENDER")
+    entity.add_requested_context(MR, [EXPLICIT])
+    association = entity.associate("127.0.0.1", listener.port, ae_title="MVREG")
+    sock = association.dul.socket.socket
+    body = struct.pack(">LBB", 60_002, association.accepted_contexts[0].context_id, control) + bytes(60_000)
+    sent = 0
+    try:
+        while sent < 400 and association.is_established:
+            sock.sendall(struct.pack(">BBL", 4, 0, len(body)) + body)
+            sent += 1
+    except OSError:
+        pass
+    assert sent < 400
+    wait_for(lambda: not association.is_alive(), seconds=10)
+    assert send(listener.port, [image()]) == [0]
+
+
 def test_a_flood_of_connections_is_refused_and_the_service_goes_on(listener: Listener) -> None:
     flood = [socket.create_connection(("127.0.0.1", listener.port), timeout=5) for _ in range(100)]
     wait_for(lambda: listener.meters.refused.labels("too many")._value.get() >= 50)

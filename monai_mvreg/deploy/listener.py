@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import logging
 import shutil
@@ -37,6 +38,7 @@ IMAGES = [
     for context in StoragePresentationContexts
     if context.abstract_syntax is not None and context.abstract_syntax.name.endswith("Image Storage")
 ]
+_MOST_IN_MEMORY = 2**20  # bytes of a message that is no image
 _SPARE_CONNECTIONS = 5  # above the limit of associations: these hear a polite refusal, more are just closed
 
 
@@ -73,6 +75,7 @@ class Listener:
         dimse_messages.NamedTemporaryFile = lambda **_: IncomingFile(
             self.inbox.incoming, most=most, least_free=least_free
         )
+        dimse_messages.BytesIO = _Short
         entity = self._entity
         entity.require_called_aet = True
         entity.require_calling_aet = [peer.ae_title for peer in given.peers]  # of no peer, no address is let in
@@ -181,6 +184,15 @@ _COMMENTS = {
     "malformed": "the header cannot be read",
     "mismatch": "UIDs of command and data set differ",
 }
+
+
+class _Short(io.BytesIO):
+    """What pynetdicom keeps of a message in memory: all but images, which go to a file. It may not grow without end."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > _MOST_IN_MEMORY:
+            raise OSError(f"expected a message of at most {_MOST_IN_MEMORY} bytes, got more")
+        return super().write(data)
 
 
 def _bounded(connection: Any, most: int) -> Callable[[int], bytearray]:

@@ -356,9 +356,10 @@ class Inbox:
         """
         now = time.time()
         for row in self._rows("state = 'sent' AND changed < ?", now - keep_files):
+            if row.emptied and not self.folder(row.key).exists():  # it is there again if a late object came
+                continue
             with self._lock:  # an object that comes now finds the study as it was, or emptied
-                # Of a study that was emptied before, a late object may lie there.
-                if self.folder(row.key).exists() and self._rows("key = ? AND state = 'sent' AND version = ?", row.key, row.version):
+                if self._rows("key = ? AND state = 'sent' AND version = ?", row.key, row.version):
                     self._set(row.key, "emptied = 1")
                     shutil.rmtree(self.folder(row.key), ignore_errors=True)
         with self._lock:

@@ -22,7 +22,7 @@ from pynetdicom import AE
 
 from monai_mvreg.deploy.health import Meters
 from monai_mvreg.deploy.inbox import Inbox, hashed
-from monai_mvreg.deploy.listen_settings import ListenSettings, Peer, ServerTls, WebArchive
+from monai_mvreg.deploy.listen_settings import DimseArchive, ListenSettings, Peer, ServerTls, WebArchive
 from monai_mvreg.deploy.listener import Listener
 
 # What pynetdicom makes of junk is to let the thread of its association die.
@@ -183,6 +183,17 @@ def test_an_image_that_the_archive_moves_for_us_is_no_new_study(listener: Listen
     assert status_of(listener, image(), **own) == 0
     assert [file.name for file in (tmp_path / "moved").iterdir()] == [f"{hashed('1.2.3.1')}.dcm"]
     assert kept(listener) == 0 and status_of(listener, image()) == 0 and kept(listener) == 1
+
+
+def test_the_rest_of_a_move_that_was_given_up_is_no_new_study(tmp_path: Path) -> None:
+    listener = started(tmp_path, web=None, dimse=DimseArchive("A", "127.0.0.1", 104))
+    own = {"MoveOriginatorApplicationEntityTitle": "MVREG", "MoveOriginatorMessageID": 1}
+    try:
+        assert status_of(listener, image(), **own) == 0xC000 and kept(listener) == 0
+        assert status_of(listener, image()) == 0 and kept(listener) == 1
+    finally:
+        listener.stop()
+        listener.inbox.close()
 
 
 def test_an_image_that_claims_to_be_moved_for_us_is_kept_when_nothing_is_moved(listener: Listener) -> None:

@@ -165,10 +165,12 @@ class Listener:
             return NOT_UNDERSTOOD, "malformed"
         if (facts.kind, facts.instance) != (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID):
             return MISMATCH, "mismatch"
-        moved = self.expected.get(facts.study)
-        if moved is not None and request.MoveOriginatorApplicationEntityTitle == self.settings.ae_title:
+        ours = request.MoveOriginatorApplicationEntityTitle == self.settings.ae_title
+        if ours and (moved := self.expected.get(facts.study)) is not None:
             path.replace(moved / f"{hashed(facts.instance)}.dcm")
             return SUCCESS, "fetched"
+        if ours and self.settings.dimse is not None:  # of a move that was given up: no study that anybody sent
+            return NOT_UNDERSTOOD, "unwanted"
         with self._lock:
             self._sending.setdefault(event.assoc, set()).add(hashed(facts.study))
         return SUCCESS, "stored" if self.inbox.keep(path, facts, digest=file.digest) else "duplicate"
@@ -183,6 +185,7 @@ _COMMENTS = {
     "size": "the object is larger than this node accepts",
     "malformed": "the header cannot be read",
     "mismatch": "UIDs of command and data set differ",
+    "unwanted": "the move that it belongs to has ended",
 }
 
 

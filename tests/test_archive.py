@@ -10,6 +10,8 @@ import pydicom
 import pytest
 from make_dicom import CANARY, new_image, save
 from orthanc import Orthanc, free_port, needs_orthanc, running, study, wait_for
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import MRImageStorage  # type: ignore[attr-defined]
 
 from monai_mvreg.deploy.archive import ArchivedStudy, ArchiveError, DicomWeb, Dimse, RefusedError, is_wanted
 from monai_mvreg.deploy.inbox import hashed
@@ -113,6 +115,24 @@ def test_a_password_stands_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("secret\n")
     archive = DicomWeb(WebArchive("https://x", user="me", password_file=tmp_path / "password"))
     assert archive._client._session.auth == ("me", "secret")
+
+
+def test_an_archive_that_calls_a_second_copy_an_error_has_it(tmp_path: Path) -> None:
+    entity = AE("A")
+    entity.add_supported_context(MRImageStorage)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda _: 0x0111)])
+    place = DimseArchive("A", "127.0.0.1", server.server_address[1], timeout=5)
+    try:
+        Dimse(place, ae_title="MVREG", expected={}).store(save(new_image(), tmp_path / "x.dcm"))
+    finally:
+        server.shutdown()
+
+
+def test_no_environment_variable_replaces_the_authorities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+    session = DicomWeb(WebArchive("https://x", authorities=tmp_path / "own.pem"))._client._session
+    settings = session.merge_environment_settings("https://x", {}, None, None, None)
+    assert settings["verify"] == str(tmp_path / "own.pem")
 
 
 def test_every_request_has_a_connection_of_its_own() -> None:

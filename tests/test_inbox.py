@@ -175,7 +175,7 @@ def test_a_report_that_was_not_committed_is_made_anew(inbox: Inbox) -> None:
 def test_a_study_that_failed_waits_again_when_its_folder_is_moved_back(inbox: Inbox) -> None:
     put(inbox)
     key = hashed(UID)
-    inbox.fail(key, "why")
+    inbox.fail(ready(inbox), "why")
     inbox = again(inbox)
     assert inbox.ready(quiet=0) is None and (inbox.home / "failed" / key / "reason.txt").read_text() == "why\n"
     (inbox.home / "failed" / key).rename(inbox.folder(key))
@@ -184,7 +184,7 @@ def test_a_study_that_failed_waits_again_when_its_folder_is_moved_back(inbox: In
 
 def test_a_late_object_brings_back_all_files_of_a_study_that_failed(inbox: Inbox) -> None:
     put(inbox)
-    inbox.fail(hashed(UID), "one slice is missing")
+    inbox.fail(ready(inbox), "one slice is missing")
     assert not put(inbox)
     put(inbox, instance="1.2.11")
     assert len(list(inbox.folder(ready(inbox).key).glob("*.dcm"))) == 2
@@ -240,8 +240,83 @@ def test_the_studies_of_a_patient_are_found_without_those_that_failed(inbox: Inb
     put(inbox)
     put(inbox, study="1.2.5", instance="1.2.50")
     put(inbox, study="1.2.6", instance="1.2.60", patient="another")
-    inbox.fail(hashed("1.2.5"), "why")
+    (other,) = inbox._rows("key = ?", hashed("1.2.5"))
+    inbox.fail(other, "why")
     assert inbox.folders_of("P") == [inbox.folder(hashed(UID))]
+
+
+def test_a_study_waits_while_another_of_the_patient_comes_in(inbox: Inbox) -> None:
+    put(inbox)
+    put(inbox, study="1.2.5", instance="1.2.50")
+    put(inbox, study="1.2.6", instance="1.2.60", patient="another")
+    long_ago = "changed = changed - 1000"
+    inbox._set(hashed(UID), long_ago)
+    inbox._set(hashed("1.2.6"), long_ago)
+    inbox._opened -= 1000
+    found = inbox.ready(quiet=100)
+    assert found is not None and found.key == hashed("1.2.6")
+    assert inbox.ready(quiet=100, busy={hashed("1.2.6")}) is None
+    inbox._set(hashed("1.2.5"), long_ago)
+    found = inbox.ready(quiet=100, busy={hashed("1.2.5"), hashed("1.2.6")})
+    assert found is None and inbox.ready(quiet=100) is not None
+
+
+def test_studies_of_nobody_do_not_wait_for_each_other(inbox: Inbox) -> None:
+    put(inbox, patient="")
+    put(inbox, study="1.2.5", instance="1.2.50", patient="")
+    assert inbox.ready(quiet=0, busy={hashed(UID)}) is not None
+
+
+def test_files_of_a_late_object_go_too_and_never_become_a_study_of_their_own(inbox: Inbox) -> None:
+    put(inbox)
+    for _ in range(2):
+        inbox.answered(ready(inbox), "1 2 3 4")
+        inbox.sent(hashed(UID))
+        inbox.clean(keep_files=-1, remember=1000)
+        assert not inbox.folder(hashed(UID)).exists()
+        put(inbox, instance="1.2.12")
+    inbox.clean(keep_files=-1, remember=-1)
+    assert again(inbox).counts() == {"receiving": 0, "predicted": 0, "sent": 0, "failed": 0}
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_crash_while_an_object_is_replaced_leaves_one_file_of_it(inbox: Inbox, committed: bool) -> None:
+    put(inbox)
+    (first,) = inbox.folder(hashed(UID)).iterdir()
+    old = first.read_bytes()
+    with sqlite3.connect(inbox.home / "queue.sqlite") as base:
+        (known,) = base.execute("SELECT digest FROM instances").fetchone()
+    put(inbox, content=1)
+    (second,) = inbox.folder(hashed(UID)).iterdir()
+    first.write_bytes(old)  # as before it was deleted
+    if not committed:
+        with sqlite3.connect(inbox.home / "queue.sqlite") as base:
+            base.execute("UPDATE instances SET digest = ?", (known,))
+    assert list(again(inbox).folder(hashed(UID)).iterdir()) == [second if committed else first]
+
+
+def test_a_study_whose_report_is_gone_is_predicted_again(inbox: Inbox) -> None:
+    put(inbox)
+    inbox.answered(ready(inbox), "1 2 3 4")
+    assert ready(again(inbox)).key == hashed(UID)
+
+
+def test_an_object_that_came_before_a_study_failed_gives_it_another_chance(inbox: Inbox) -> None:
+    put(inbox)
+    waiting = ready(inbox)
+    put(inbox, instance="1.2.11")
+    assert not inbox.fail(waiting, "no scan that the model can take")
+    assert ready(inbox).version == 2 and inbox.fail(ready(inbox), "no scan") and inbox.counts()["failed"] == 1
+
+
+def test_a_report_that_is_refused_gives_way_to_that_of_a_late_object(inbox: Inbox) -> None:
+    put(inbox)
+    inbox.answered(ready(inbox), "1 2 3 4")
+    inbox.report(hashed(UID)).write_bytes(b"1")
+    put(inbox, instance="1.2.11")
+    waiting = inbox.unsent()
+    assert waiting is not None and not inbox.fail(waiting, "refused")
+    assert ready(inbox).sent_answer is None and not inbox.report(hashed(UID)).exists()
 
 
 def test_two_processes_cannot_use_one_folder(inbox: Inbox) -> None:

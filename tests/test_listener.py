@@ -22,7 +22,7 @@ from pynetdicom import AE
 
 from monai_mvreg.deploy.health import Meters
 from monai_mvreg.deploy.inbox import Inbox, hashed
-from monai_mvreg.deploy.listen_settings import ListenSettings, Peer, ServerTls, WebArchive
+from monai_mvreg.deploy.listen_settings import DimseArchive, ListenSettings, Peer, ServerTls, WebArchive
 from monai_mvreg.deploy.listener import Listener
 
 # What pynetdicom makes of junk is to let the thread of its association die.
@@ -183,6 +183,17 @@ def test_an_image_that_the_archive_moves_for_us_is_no_new_study(listener: Listen
     assert kept(listener) == 0 and status_of(listener, image()) == 0 and kept(listener) == 1
 
 
+def test_the_rest_of_a_move_that_was_given_up_is_no_new_study(tmp_path: Path) -> None:
+    listener = started(tmp_path, web=None, dimse=DimseArchive("A", "127.0.0.1", 104))
+    own = {"MoveOriginatorApplicationEntityTitle": "MVREG", "MoveOriginatorMessageID": 1}
+    try:
+        assert status_of(listener, image(), **own) == 0xC000 and kept(listener) == 0
+        assert status_of(listener, image()) == 0 and kept(listener) == 1
+    finally:
+        listener.stop()
+        listener.inbox.close()
+
+
 def test_an_image_that_claims_to_be_moved_for_us_is_kept_when_nothing_is_moved(listener: Listener) -> None:
     own = {"MoveOriginatorApplicationEntityTitle": "MVREG", "MoveOriginatorMessageID": 1}
     assert status_of(listener, image(), **own) == 0 and kept(listener) == 1
@@ -235,6 +246,25 @@ def test_junk_in_the_middle_of_an_association_is_refused(listener: Listener) -> 
         association.dul.socket.socket.sendall(struct.pack(">BBL", 4, 0, len(body)) + body)
         association.dul.socket.close()
     wait_for(lambda: send(listener.port, [image()]) == [0])
+
+
+@pytest.mark.parametrize("control", [0, 1], ids=["a data set", "a command"])
+def test_a_message_without_end_ends_its_connection_before_it_fills_the_memory(listener: Listener, control: int) -> None:
+    entity = AE("SENDER")
+    entity.add_requested_context(MR, [EXPLICIT])
+    association = entity.associate("127.0.0.1", listener.port, ae_title="MVREG")
+    sock = association.dul.socket.socket
+    body = struct.pack(">LBB", 60_002, association.accepted_contexts[0].context_id, control) + bytes(60_000)
+    sent = 0
+    try:
+        while sent < 400 and association.is_established:
+            sock.sendall(struct.pack(">BBL", 4, 0, len(body)) + body)
+            sent += 1
+    except OSError:
+        pass
+    assert sent < 400
+    wait_for(lambda: not association.is_alive(), seconds=10)
+    assert send(listener.port, [image()]) == [0]
 
 
 def test_a_flood_of_connections_is_refused_and_the_service_goes_on(listener: Listener) -> None:

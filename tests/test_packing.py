@@ -194,6 +194,19 @@ def test_a_call_of_the_system_in_the_settings_is_shown_and_nothing_of_it_is_run(
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_call_of_what_python_itself_has_is_shown(home: Path, tmp_path: Path) -> None:
+    def change(settings: dict[str, Any]) -> None:
+        settings["pool"] = {"_target_": "open", "file": "x", "mode": "w"}
+
+    assert verify_bundle(changed(home, tmp_path, change)).foreign["models/settings.json"] == ("open",)
+
+
+def test_a_config_of_logging_is_read_as_python_reads_it(home: Path, tmp_path: Path) -> None:
+    files = read(home / "model.zip") | {"configs/logging.conf": b"[handler_x]\nARGS=(sys.stdout,)\n"}
+    facts = verify_bundle(write(tmp_path / "x.zip", with_manifest(files)))
+    assert facts.expressions["configs/logging.conf"] == ("ARGS=(sys.stdout,)",)
+
+
 def test_settings_are_code_so_only_trusted_models_may_be_predicted_with(home: Path, tmp_path: Path) -> None:
     # What docs/export.md says: this is what "trust" is about. Should it fail one day, the docs may promise more.
     def change(settings: dict[str, Any]) -> None:

@@ -53,7 +53,13 @@ def test_the_server_listens_to_this_machine_alone_and_is_guarded(started: list[s
     run_label_server(["start_server", "--app", "a", "--studies", "s"])
     assert started[started.index("--host") + 1] == "127.0.0.1"
     assert started[started.index("--uvicorn_app") + 1] == "monai_mvreg.deploy.monailabel_app.guard:app"
-    assert os.environ["MVREG_LABEL_HOSTS"] == "127.0.0.1,localhost"
+    assert os.environ["MVREG_LABEL_HOSTS"] == "127.0.0.1,localhost,[::1]"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_a_page_of_another_name_cannot_reach_a_server_of_this_machine(started: list[str], host: str) -> None:
+    run_label_server(["start_server", "--host", host])
+    assert "localhost" in os.environ["MVREG_LABEL_HOSTS"].split(",")
 
 
 @pytest.mark.parametrize("asked", [["-i", "0.0.0.0"], ["--host", "0.0.0.0"], ["--host=0.0.0.0"]])

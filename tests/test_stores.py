@@ -101,6 +101,12 @@ def test_an_archive_that_ignores_the_filter_gives_no_other_patient() -> None:
     assert ArchiveStore(StandInArchive(SERIES), ["MR"]).images_of("P1") == ["1.2.1", "1.2.2"]
 
 
+def test_images_of_nobody_are_not_taken_for_one_patient(tmp_path: Path) -> None:
+    archive = ArchiveStore(StandInArchive([("", "1.2.1", "MR"), ("", "1.2.2", "MR")]), ["MR"])
+    with pytest.raises(ValueError, match="expected an image with a PatientID"):
+        put(tmp_path, archive, image="1.2.1", scans="patient")
+
+
 def test_a_model_that_knows_no_modalities_takes_all() -> None:
     assert ArchiveStore(StandInArchive(SERIES), []).images_of("P1") == ["1.2.1", "1.2.2", "1.2.3"]
 

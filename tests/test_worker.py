@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sqlite3
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -294,6 +295,42 @@ def test_a_full_disk_is_waited_for(worker: Worker, tmp_path: Path, monkeypatch: 
         assert all_turns(worker) == [] and worker.inbox.counts()["receiving"] == 1
     worker.inbox.hurry()
     assert len(all_turns(worker)) == 1
+
+
+def test_a_full_queue_is_waited_for_as_a_full_disk(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrive(worker, *study(tmp_path / "new", number=1).iterdir())
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.inbox, "answered", full)
+        for _ in range(4):
+            worker.turn()
+            worker.inbox.hurry()
+    assert worker.inbox.counts()["failed"] == 0 and len(all_turns(worker)) == 1
+
+
+def test_an_object_that_comes_while_a_study_fails_is_tried(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = sorted(study(tmp_path / "late", number=1, SeriesInstanceUID="1.2.3.4").iterdir())
+    arrive(worker, *study(tmp_path / "new", number=1, ImageType=["DERIVED", "SECONDARY", "MIP"]).iterdir())
+    predict = worker.predictor.predict_folder
+
+    def slow(folder: Path) -> Any:
+        try:
+            return predict(folder)
+        finally:
+            if late:
+                arrive(worker, *late)
+                late.clear()
+
+    monkeypatch.setattr(worker.predictor, "predict_folder", slow)
+    assert len(all_turns(worker)) == 1 and worker.inbox.counts()["failed"] == 0
+    assert worker.meters.failures._value.get() == 0
 
 
 def test_an_object_that_comes_during_the_prediction_is_not_lost(

@@ -32,6 +32,7 @@ from monai_mvreg.deploy.listen_settings import DimseArchive, WebArchive
 _NO_IMAGES = {"SR", "PR", "KO", "SEG", "RTSTRUCT", "RTPLAN", "RTRECORD", "DOC", "REG", "RWV", "FID", "AU", "ECG", "OT"}
 _WILD = ("*", "?", "\\")
 _REFUSED = {400, 409, 413, 415, 422}
+_THERE_ALREADY = 0x0111  # a status of DIMSE
 
 
 class ArchiveError(OSError):
@@ -91,6 +92,7 @@ class DicomWeb:
             session.auth = (place.user, place.password_file.read_text(encoding="utf-8").strip())
         if place.authorities is not None:
             session.verify = str(place.authorities)
+            session.trust_env = False  # REQUESTS_CA_BUNDLE would count more
         for name in ("dicomweb_client", "urllib3"):  # they log URLs
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._client = DICOMwebClient(place.url.rstrip("/"), session=session, timeout=place.timeout)
@@ -247,7 +249,8 @@ class Dimse:
                 status = association.send_c_store(data)
             except ValueError as error:  # no context for it
                 raise RefusedError(f"the archive takes no such object ({type(error).__name__})") from None
-        _check(status, "the storage of a report")
+        if status.get("Status") != _THERE_ALREADY:
+            _check(status, "the storage of a report")
 
 
 def _check(status: Dataset, what: str) -> None:

@@ -213,7 +213,10 @@ class Inbox:
         for folder in (self.home / "inbox").iterdir():
             for file in folder.glob("*.dcm"):
                 name, _, digest = file.stem.partition("-")
-                if self._digest(folder.name, name) is None:
+                known = self._digest(folder.name, name)
+                if known is not None and known != digest and (folder / f"{name}-{known}.dcm").exists():
+                    file.unlink()  # was replaced, or was to replace the other and its sender never heard of success
+                elif known != digest:
                     self._note(folder.name, name, digest, _patient_of(file))
             self._base.execute(
                 "UPDATE studies SET state = 'receiving', crashes = 0, tries = 0, due = 0 "
@@ -230,9 +233,14 @@ class Inbox:
                 is None
             ):
                 file.unlink()
+        for row in self._rows("state = 'predicted'"):
+            if not self.report(row.key).exists():
+                self._set(row.key, "state = 'receiving', tries = 0, due = 0")
 
     def ready(self, *, quiet: float, busy: Collection[str] = ()) -> Waiting | None:
-        """The study that is complete for longest: nothing of it came for a while.
+        """The study that is complete for longest: nothing of it came for a while, nor of another of its patient.
+
+        An earlier study of which half has come would give a number of half a scan.
 
         Args:
             quiet: seconds.
@@ -241,10 +249,12 @@ class Inbox:
         now = time.time()
         if 0 <= now - self._opened < quiet:
             return None
+        coming = self._rows(f"changed > ? OR key IN ({', '.join('?' * len(busy))})", now - quiet, *busy)
+        patients = {row.patient for row in coming} - {""}
         # What ended the process goes last: the others get their turn.
         complete = "state = 'receiving' AND changed <= ? AND due <= ? ORDER BY crashes, changed"
         rows = self._rows(complete, now - quiet, now)
-        return next((row for row in rows if row.key not in busy), None)
+        return next((row for row in rows if row.key not in busy and row.patient not in patients), None)
 
     def unsent(self) -> Waiting | None:
         """The study whose report is due to be sent."""
@@ -296,9 +306,23 @@ class Inbox:
         )
         self.report(key).unlink(missing_ok=True)
 
-    def fail(self, key: str, reason: str) -> None:
-        """Put a study aside with the reason in a file; moving its folder back, and a restart, tries again."""
+    def unchanged(self, waiting: Waiting) -> None:
+        """Note that the report of this version would be the one that the archive has."""
+        changes = "state = CASE WHEN version > ? THEN 'receiving' ELSE 'sent' END, crashes = 0, tries = 0, due = 0"
+        self._set(waiting.key, changes, waiting.version)
+
+    def fail(self, waiting: Waiting, reason: str) -> bool:
+        """Put a study aside with the reason in a file; moving its folder back, and a restart, tries again.
+
+        Returns:
+            Whether it was put aside: not so if an object came that this version, or its report, did not know.
+        """
+        key, grown = waiting.key, "key = ? AND version > CASE state WHEN 'predicted' THEN answered ELSE ? END"
         with self._lock:
+            if self._rows(grown, key, waiting.version):
+                self._set(key, "state = 'receiving', crashes = 0, tries = 0, due = 0")
+                self.report(key).unlink(missing_ok=True)
+                return False
             place = self.home / "failed" / key
             if self.folder(key).exists():
                 self.folder(key).rename(place)
@@ -307,6 +331,7 @@ class Inbox:
             sync_folder(place.parent)
             self._set(key, "state = 'failed'")
             self.report(key).unlink(missing_ok=True)
+        return True
 
     def counts(self) -> dict[str, int]:
         """Studies by state."""
@@ -330,7 +355,9 @@ class Inbox:
             remember: seconds after which an object of a study would count as new again.
         """
         now = time.time()
-        for row in self._rows("state = 'sent' AND NOT emptied AND changed < ?", now - keep_files):
+        for row in self._rows("state = 'sent' AND changed < ?", now - keep_files):
+            if row.emptied and not self.folder(row.key).exists():  # it is there again if a late object came
+                continue
             with self._lock:  # an object that comes now finds the study as it was, or emptied
                 if self._rows("key = ? AND state = 'sent' AND version = ?", row.key, row.version):
                     self._set(row.key, "emptied = 1")

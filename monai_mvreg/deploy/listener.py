@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import logging
 import shutil
@@ -37,6 +38,7 @@ IMAGES = [
     for context in StoragePresentationContexts
     if context.abstract_syntax is not None and context.abstract_syntax.name.endswith("Image Storage")
 ]
+_MOST_IN_MEMORY = 2**20  # bytes of a message that is no image
 _SPARE_CONNECTIONS = 5  # above the limit of associations: these hear a polite refusal, more are just closed
 
 
@@ -73,6 +75,7 @@ class Listener:
         dimse_messages.NamedTemporaryFile = lambda **_: IncomingFile(
             self.inbox.incoming, most=most, least_free=least_free
         )
+        dimse_messages.BytesIO = _Short
         entity = self._entity
         entity.require_called_aet = True
         entity.require_calling_aet = [peer.ae_title for peer in given.peers]  # of no peer, no address is let in
@@ -162,10 +165,12 @@ class Listener:
             return NOT_UNDERSTOOD, "malformed"
         if (facts.kind, facts.instance) != (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID):
             return MISMATCH, "mismatch"
-        moved = self.expected.get(facts.study)
-        if moved is not None and request.MoveOriginatorApplicationEntityTitle == self.settings.ae_title:
+        ours = request.MoveOriginatorApplicationEntityTitle == self.settings.ae_title
+        if ours and (moved := self.expected.get(facts.study)) is not None:
             path.replace(moved / f"{hashed(facts.instance)}.dcm")
             return SUCCESS, "fetched"
+        if ours and self.settings.dimse is not None:  # of a move that was given up: no study that anybody sent
+            return NOT_UNDERSTOOD, "unwanted"
         with self._lock:
             self._sending.setdefault(event.assoc, set()).add(hashed(facts.study))
         return SUCCESS, "stored" if self.inbox.keep(path, facts, digest=file.digest) else "duplicate"
@@ -180,7 +185,17 @@ _COMMENTS = {
     "size": "the object is larger than this node accepts",
     "malformed": "the header cannot be read",
     "mismatch": "UIDs of command and data set differ",
+    "unwanted": "the move that it belongs to has ended",
 }
+
+
+class _Short(io.BytesIO):
+    """What pynetdicom keeps of a message in memory: all but images, which go to a file. It may not grow without end."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > _MOST_IN_MEMORY:
+            raise OSError(f"expected a message of at most {_MOST_IN_MEMORY} bytes, got more")
+        return super().write(data)
 
 
 def _bounded(connection: Any, most: int) -> Callable[[int], bytearray]:

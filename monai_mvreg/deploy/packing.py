@@ -257,7 +257,7 @@ def _code(name: str, content: bytes) -> Iterator[tuple[str, str]]:
     """What MONAI would evaluate of a file, as ``$`` or ``_target_`` and the text."""
     text = content.decode("utf-8")
     if name.endswith(".conf"):
-        yield from (("$", line) for line in re.findall(r"^\s*(?:kwargs|args|class)\s*[=:].*", text, re.MULTILINE))
+        yield from (("$", line) for line in re.findall(r"(?im)^\s*(?:kwargs|args|class)\s*[=:].*", text))
         return
     waiting = [yaml.safe_load(text) if name.endswith(("yaml", "yml")) else json.loads(text)]
     seen = set()
@@ -270,7 +270,7 @@ def _code(name: str, content: bytes) -> Iterator[tuple[str, str]]:
             parts = dict(enumerate(thing)) if isinstance(thing, list) else thing
             waiting += list(parts.values())[::-1]
             target = parts.get("_target_")
-            if isinstance(target, str) and "." in target and target[0] not in "$%":
+            if isinstance(target, str) and target[:1] not in ("$", "%"):  # without a dot too: open, or __import__
                 yield from [("_target_", target)] if target.partition(".")[0] not in _KNOWN else []
         elif isinstance(thing, str) and thing[:1] in ("$", "%"):
             yield "$", thing

@@ -81,15 +81,18 @@ def _fetch(archive: DicomWeb, study: str, modalities: Collection[str], target: P
     part = target.with_name(target.name + _PART)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    archive.fetch(study, modalities, part)
-    files = list(part.iterdir())
-    for file in files:
-        try:
-            strange = read_facts(file).patient != patient
-        except ScanError as error:
-            raise ArchiveError(f"the archive sent what is no image: {error}") from None
-        if strange:
-            raise ArchiveError("the archive sent an object of another patient: the study is not kept")
+    try:
+        archive.fetch(study, modalities, part)
+        files = list(part.iterdir())
+        for file in files:
+            if read_facts(file).patient != patient:
+                raise ArchiveError("the archive sent an object of another patient: the study is not kept")
+    except ScanError as error:
+        shutil.rmtree(part)
+        raise ArchiveError(f"the archive sent what is no image: {error}") from None
+    except OSError:
+        shutil.rmtree(part)  # whoever looks for scans would find the half
+        raise
     part.rename(target)
     return len(files)
 

@@ -17,7 +17,7 @@ from monai_mvreg.deploy.pydicom_names import restore_pydicom_names
 
 APP = Path(__file__).parent / "monailabel_app"
 _SERVICE = "monai_mvreg.deploy.monailabel_app.guard:app"
-_LOOPBACK = "127.0.0.1"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def run_label_server(arguments: Sequence[str]) -> None:
@@ -40,9 +40,9 @@ def run_label_server(arguments: Sequence[str]) -> None:
     if "start_server" in made:
         host = _option(made, "-i", "--host")
         if host is None:
-            made += ["--host", host := _LOOPBACK]
-        if host == _LOOPBACK:
-            os.environ.setdefault("MVREG_LABEL_HOSTS", "127.0.0.1,localhost")
+            made += ["--host", host := _LOOPBACK[0]]
+        if host in _LOOPBACK:
+            os.environ.setdefault("MVREG_LABEL_HOSTS", "127.0.0.1,localhost,[::1]")
         if _option(made, "--uvicorn_app") is None:
             made += ["--uvicorn_app", _SERVICE]
     from monailabel.main import Main

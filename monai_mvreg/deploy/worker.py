@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import sqlite3
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -119,7 +120,7 @@ class Worker:
                 self._predict(waiting, place)
         except ValueError as error:  # of the scans or the report: the same next time
             self._fail(waiting, str(error))
-        except OSError as error:  # of the archive or the disk
+        except (OSError, sqlite3.Error) as error:  # of the archive or the disk
             self._later(waiting, "predict", error)
         except Exception as error:
             logger.exception("a study could not be predicted", extra={"facts": {"study": waiting.key[:12]}})
@@ -146,8 +147,7 @@ class Worker:
         report = self._report(own, place)
         if waiting.sent_answer is not None:
             if waiting.sent_answer.split()[-1] == report.SOPInstanceUID:  # the same again: nothing to say
-                self.inbox.answered(waiting, waiting.sent_answer)
-                self.inbox.sent(waiting.key)
+                self.inbox.unchanged(waiting)
                 return
             report.PredecessorDocumentsSequence = Sequence([_reference(waiting.sent_answer)])
         names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
@@ -229,9 +229,9 @@ class Worker:
         logger.warning("to be tried again", extra={"facts": facts})
 
     def _fail(self, waiting: Waiting, reason: str) -> None:
-        self.inbox.fail(waiting.key, reason)
-        self.meters.failures.inc()
-        self._log("study put aside", waiting)
+        if self.inbox.fail(waiting, reason):
+            self.meters.failures.inc()
+            self._log("study put aside", waiting)
 
     def _log(self, event: str, waiting: Waiting) -> None:
         logger.info(event, extra={"facts": {"study": waiting.key[:12], "version": waiting.version}})

@@ -103,7 +103,7 @@ def gather(question: Question, store: ScanStore, folder: Path) -> None:
 
     Raises:
         NotThereError: if an id or patient is not in the store.
-        ValueError: if the image is not of the patient that is named.
+        ValueError: if the image is not of the patient that is named, or all of a patient are wanted who has no name.
     """
     first = question.images[0]
     images: Sequence[str] = question.images
@@ -115,7 +115,10 @@ def gather(question: Question, store: ScanStore, folder: Path) -> None:
         if first not in images and first != question.patient:
             raise ValueError("expected the image to be one of the patient that is named, got another one's")
     elif question.whole:
-        images = store.images_of(store.patient_of(first))
+        patient = store.patient_of(first)
+        if not patient:  # all who have none would be one
+            raise ValueError("expected an image with a PatientID, to find the others of the patient, it has none")
+        images = store.images_of(patient)
     else:
         for image in images:
             store.patient_of(image)

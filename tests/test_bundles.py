@@ -25,6 +25,11 @@ def given(home: Path) -> list[str]:
     return ["--bundle", str(BUNDLE), "--models", str(home / "models")]
 
 
+def test_verify_says_that_a_hash_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(tmp_path / "m.zip"), "--sha256", "a" * 63 + "x"]) == 2
+    assert "expected a SHA-256, 64 digits" in capsys.readouterr().err
+
+
 def test_a_bundle_goes_from_one_hospital_to_another_and_says_the_same(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

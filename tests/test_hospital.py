@@ -45,7 +45,7 @@ def test_sr_writes_the_report_into_a_file_and_the_maps_beside_it(
 ) -> None:
     write_scan(patient / "scan_2020-03-01.nii", seed=2)
     assert run(patient, models, "--out", tmp_path / "out" / "mine.dcm", "--maps", "gradcam") == 0
-    files = ["mine.dcm", "scan-0_gradcam.dcm", "scan-2_gradcam.dcm"]
+    files = ["mine.dcm", "scan-1_gradcam.dcm", "scan-3_gradcam.dcm"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
     shown = capsys.readouterr().out
     assert [line.rpartition("/")[2] for line in shown.splitlines() if line.startswith("Written")] == files
@@ -82,14 +82,17 @@ def test_sr_ends_with_2_and_a_sentence_where_no_scan_is_dicom(
     assert not (tmp_path / "out").exists()
 
 
-def test_sr_names_the_patient_of_a_table_by_its_number(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_sr_writes_the_others_where_a_patient_of_a_table_has_no_report_and_names_its_number(
+    patient: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_scan(tmp_path / "x.nii", seed=1)
-    pd.DataFrame([("Mustermann", "x.nii", 0)], columns=["patient", "path", "day"]).to_csv(tmp_path / "c.csv")
-    assert run(tmp_path / "c.csv", models, "--out", tmp_path / "out") == 2
+    rows = [("Mustermann", "x.nii", 0), ("p2", "patient/b", 0)]
+    pd.DataFrame(rows, columns=["patient", "path", "day"]).to_csv(tmp_path / "c.csv")
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path / "c.csv", models, "--out", tmp_path / "out")
+    assert end.value.code == 1 and (tmp_path / "out" / "patient-2" / "report.dcm").is_file()
     shown = capsys.readouterr().err
-    assert shown.startswith("error: patient 1 of the table: expected a DICOM scan") and "Mustermann" not in shown
+    assert "error: patient 1 of the table: expected a DICOM scan" in shown and "Mustermann" not in shown
 
 
 def test_sr_refuses_one_file_for_many_patients(

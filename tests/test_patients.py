@@ -141,7 +141,7 @@ def test_report_writes_a_page_for_each_patient_of_a_table_and_an_index(
 def test_report_refuses_in_one_line(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--bundle", BUNDLE, "--models", models, "--out", tmp_path / "page.html"]
     assert "expected SOURCE" in mistake(capsys, "report", *arguments)
-    assert "expected a trained model" in mistake(
+    assert "expected trained weights" in mistake(
         capsys, "report", "--card", "--models", tmp_path, "--out", tmp_path / "card"
     )
 

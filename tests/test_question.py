@@ -27,6 +27,14 @@ def test_the_fields_of_other_clients_are_left_alone() -> None:
     assert read_question(asked) == read_question({"image": "a"})
 
 
+@pytest.mark.parametrize(
+    ("slip", "meant"), [("patientt", "patient"), ("scan", "scans"), ("saliency_images", "saliency_image")]
+)
+def test_a_slip_of_a_name_is_refused_and_not_left_alone(slip: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"expected {meant}, got '{slip}'"):
+        read_question({"image": "a", slip: "patient"})
+
+
 def test_the_request_of_the_stock_slicer_extension_asks_for_a_label_as_nrrd() -> None:
     asked = {"image": "a", "scans": "image", "saliency": "gradcam"}
     question = read_question({**asked, "result_extension": ".nrrd", "result_dtype": "uint8"})

@@ -47,7 +47,7 @@ def test_a_part_that_is_missing_is_named(lost: str, tmp_path: Path) -> None:
 
 
 def test_where_nothing_was_trained_it_says_so(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"expected a trained model in .*: train, or give --models"):
+    with pytest.raises(FileNotFoundError, match=r"expected a trained model in .*: train first, or name its folder"):
         read_trained(BUNDLE, tmp_path, CPU)
     with pytest.raises(FileNotFoundError, match=r"expected a bundle with configs/inference\.yaml in .*: give --bundle"):
         read_trained(tmp_path, tmp_path, CPU)

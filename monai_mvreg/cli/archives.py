@@ -54,7 +54,8 @@ def _listen(options: argparse.Namespace) -> None:
         from monai_mvreg.deploy.listen import check_model, listen
     if options.check:
         check_model(settings)
-        print(f"{options.settings}: well; {len(settings.peers)} peers may send to {settings.host}:{settings.port}")
+        peers = "1 peer" if len(settings.peers) == 1 else f"{len(settings.peers)} peers"
+        print(f"{options.settings}: well; {peers} may send to {settings.host}:{settings.port}")
     else:
         listen(settings)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,8 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
+    if options.sha256 is not None and not re.fullmatch(r"\s*[0-9a-fA-F]{64}\s*", options.sha256):
+        raise ValueError(f"expected a SHA-256, 64 digits of 0 to 9 and a to f, got {options.sha256!r}")
     from monai_mvreg.deploy.packing import unpack_bundle, verify_bundle
 
     if options.out is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def _sr(options: argparse.Namespace) -> None:
         raise ValueError(f"expected --out FOLDER for a table of patients, got the file {options.out}")
     predictor = predictor_of(options)
     predicted = predicted_patients(options, predictor)
-    written = []
+    written, refused = [], []
     for at, (patient, prediction) in enumerate(predicted, start=1):
         if isinstance(prediction, NoPrediction):
             continue
@@ -64,15 +65,22 @@ def _sr(options: argparse.Namespace) -> None:
                 else ({}, {})
             )
         except ValueError as error:
-            raise ValueError(f"patient {at} of the table: {error}" if table else str(error)) from error
+            if not table:
+                raise
+            refused.append(f"patient {at} of the table: {error}")
+            continue
         folder.mkdir(parents=True, exist_ok=True)
         written.append(options.out if alone else folder / "report.dcm")
         write_object(report, written[-1])
         for scan, made in maps.items():
-            written.append(folder / f"scan-{scan}_{options.maps}.dcm")
+            written.append(folder / f"scan-{scan + 1}_{options.maps}.dcm")
             write_object(made, written[-1])
         for reason in without.values():
             print(f"no map: {reason}")
     for path in written:
         print(f"Written: {path}")
+    for reason in refused:
+        print(f"error: {reason}", file=sys.stderr)
     tell_unpredicted(predicted)
+    if refused:
+        raise SystemExit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import socket
 import sys
 import tempfile
 from contextlib import nullcontext
@@ -40,6 +41,12 @@ def _label(options: argparse.Namespace) -> None:
         raise FileNotFoundError(f"expected a bundle in {options.bundle}, found no configs in it: give --bundle")
     if not (models := options.models or options.bundle / "models").is_dir():
         raise FileNotFoundError(f"expected a trained model in {models}, there is no such folder: give --models")
+    with socket.socket() as probe:  # before all that takes time
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((options.host, options.port))
+        except OSError as error:
+            raise OSError(f"expected a free port, got {options.host}:{options.port}: {error.strerror}") from None
     conf = {"bundle": options.bundle.resolve(), "device": options.device}
     conf |= {name: place.resolve() for name in ("models", "kept") if (place := getattr(options, name)) is not None}
     # Also when a service manager ends it, the folder with patients' data must go.

@@ -269,6 +269,8 @@ def _told(prediction: Prediction) -> str:
         line = f"{number.name}: {number.value:.4g}{unit}"
         if number.low is not None and number.high is not None and number.confidence is not None:
             line += f" ({number.confidence:.0%} interval {number.low:.4g} to {number.high:.4g})"
+        elif prediction.survival is None:
+            line += " (no interval: the training had too few validation patients)"
         lines.append(line)
     if prediction.survival is not None:
         median = prediction.survival.median_days

@@ -96,7 +96,8 @@ def read_trained(bundle: Path, models: Path, device: torch.device) -> Trained:
         raise FileNotFoundError(f"expected a trained model in {models}, found one in {models / 'models'}: give that")
     if not places:
         raise FileNotFoundError(
-            f"expected a trained model in {models}, found no settings.json: train, or give --models"
+            f"expected a trained model in {models}, found no settings.json: train first, or name its folder "
+            "(--models; in a file of settings, models)"
         )
     settings = _settings(places[0])
     if differ := [place.parent.name for place in places if _settings(place) != settings]:

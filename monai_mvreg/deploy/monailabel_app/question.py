@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from monai_mvreg.explain.explanation import METHODS
 
 # The key of a config is what the fields are called in /info and in Slicer, where the first choice is the default.
 CHOICES = {"scans": ["image", "patient"], "saliency": list(METHODS)}
+_FIELDS = ("images", "scans", "patient", "covariates", "saliency", "saliency_image", "result_dtype", "result_extension")
 _EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
 _MOST = 256  # scans of a request
 # The name of a file in the folder, or a UID: nothing that leads elsewhere, and no wildcard of DICOM.
@@ -40,6 +42,8 @@ class Question:
 def read_question(request: Mapping[str, Any], *, session: bool = False) -> Question:
     """Check the JSON of a request; what other clients of MONAI Label send besides is left alone.
 
+    A name that looks like one of ours is a slip: it would change which scans are meant without a word.
+
     Args:
         request: ``image`` and, of ``params``, ``images``, ``scans``, ``patient``, ``covariates``, ``saliency``,
             ``saliency_image``, ``result_dtype`` and ``result_extension``.
@@ -48,6 +52,9 @@ def read_question(request: Mapping[str, Any], *, session: bool = False) -> Quest
     Raises:
         ValueError: if a field is none of what it may be, or two of them contradict each other.
     """
+    for name in set(request) - {"image", *_FIELDS}:
+        if meant := difflib.get_close_matches(str(name), _FIELDS, n=1, cutoff=0.8):
+            raise ValueError(f"expected {meant[0]}, got {str(name)[:40]!r}")
     image, others = request.get("image"), request.get("images") or []
     patient = request.get("patient") or None
     if not isinstance(others, list) or len(others) >= _MOST:

@@ -319,7 +319,7 @@ def test_with_tls_only_clients_with_a_certificate_are_let_in(tmp_path: Path) -> 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     port = free_port()
-    with socket.create_server(("127.0.0.1", port)), pytest.raises(OSError):
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(OSError, match="expected a free port, got"):
         started(tmp_path, port=port)
 
 

@@ -92,12 +92,16 @@ class Listener:
             (evt.EVT_REJECTED, lambda _: self.meters.refused.labels("association").inc()),
             (evt.EVT_C_STORE, self._store),
         ]
-        self._server = entity.make_server(
-            (given.host, given.port),
-            ssl_context=_server_context(given),
-            evt_handlers=handlers,
-            server_class=_guarded(given, self.meters),
-        )
+        context = _server_context(given)
+        try:
+            self._server = entity.make_server(
+                (given.host, given.port),
+                ssl_context=context,
+                evt_handlers=handlers,
+                server_class=_guarded(given, self.meters),
+            )
+        except OSError as error:
+            raise OSError(f"expected a free port, got {given.host}:{given.port}: {error.strerror}") from None
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, name="listener", daemon=True).start()
 

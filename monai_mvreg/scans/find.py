@@ -265,14 +265,15 @@ def _scan(uid: str, stack: Stack, stacks: Sequence[Stack | ScanError], homes: di
     if place.as_posix() == files[0].path.replace(os.sep, "/"):
         inside = [s for s in stacks if isinstance(s, ScanError) or s.slices[0][0].file.path == files[0].path]
         name = name if len(inside) > 1 and first.file.frames > 1 else ""
-    elif name and not any(isinstance(s, ScanError) or (s is not stack and _lies_in(s, place)) for s in stacks):
-        name = ""  # alone in its folder
     spatial = len(stack.slices[0]) > 1
     step = () if stack.affine is None else (float(np.linalg.norm(stack.affine[:3, 2])),)
     date, source = min((acquired(file.values) for file in files), key=_earliest)
-    several = len(homes[str(place)]) > 1 or name
+    # In a folder of its own a volume is the only one of its series, and its address needs no name.
+    beside = any(isinstance(s, ScanError) or (s is not stack and _lies_in(s, place)) for s in stacks) if name else False
+    volume = f":{name}" if beside else ""
+    several = len(homes[str(place)]) > 1 or volume
     return Scan(
-        address=place.as_posix() + (f"#{uid}" if several else "") + (f":{name}" if name else ""),
+        address=place.as_posix() + (f"#{uid}" if several else "") + volume,
         key=uid + (f":{name}" if name else ""),
         modality=first.file.modality,
         body_part=text(first.file.values, tags.BODY_PART_EXAMINED),

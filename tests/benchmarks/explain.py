@@ -41,20 +41,20 @@ MOST = 20  # patients with volumes whose maps are made: occlusion of one takes f
 
 @dataclass(frozen=True)
 class Training:
-    """A training; ``size`` is the column of the manifest whose largest value in a patient decides, if one does."""
+    """A training; ``size`` is the column of the manifest whose largest value in a patient decides."""
 
     pack: str
     target: str
     pool: str
-    size: str | None
+    epochs: int
+    size: str
 
 
 TRAININGS = {
-    "digits_max": Training("digits_bags", "max", "MaxPool", "digit"),
-    "digits_attention": Training("digits_bags", "max", "GatedAttentionPool", "digit"),
-    "hippo_max": Training("hippo3d_bags", "max_mm3", "MaxPool", "mm3_this_volume"),
-    "growth_max": Training("growth3d", "diam_max_mm", "MaxPool", "diam_this_visit"),
-    "growth_trend": Training("growth3d", "v_mm_per_year", "TrendPool", None),
+    "digits_max": Training("digits_bags", "max", "MaxPool", 60, "digit"),
+    "hippo_max": Training("hippo3d_bags", "max_mm3", "MaxPool", 36, "mm3_this_volume"),
+    "hippo_attention": Training("hippo3d_bags", "max_mm3", "GatedAttentionPool", 30, "mm3_this_volume"),
+    "growth_max": Training("growth3d", "diam_max_mm", "MaxPool", 60, "diam_this_visit"),
 }
 
 
@@ -75,6 +75,7 @@ def train(name: str, runs: Path) -> Path:
         ]
         command += ["--dataset_dir", str(PACKS / training.pack), "--target", str([training.target])]
         command += ["--pool#_target_", f"{POOLS}.{training.pool}", "--workers", "0"]
+        command += ["--epochs", str(training.epochs), "--patience", str(training.epochs)]
         command += ["--output_dir", str(folder.resolve()), "--model_dir", str(folder.resolve())]
         subprocess.run(command, cwd=ROOT, check=True)
     return folder
@@ -261,15 +262,14 @@ def main() -> None:
     for name in options.only:
         folder = train(name, options.runs)
         predictor = Predictor.from_bundle(ROOT / "bundle", models=folder)
-        if TRAININGS[name].size:
-            first.append(deciding(name, predictor, folder))
-            print(first[-1], flush=True)
+        first.append(deciding(name, predictor, folder))
+        print(first[-1], flush=True)
         if TRAININGS[name].pack == "digits_bags":
-            finer = {"GradCAM, `features.transition1`": partial(gradcam, layer="features.transition1")}
-            second += pointing(name, predictor, digits, {**own, **finer, "occlusion": occlusion})
+            coarser = {"GradCAM, `class_layers.relu`": partial(gradcam, layer="class_layers.relu")}
+            second += pointing(name, predictor, digits, {**own, **coarser, "occlusion": occlusion})
         elif TRAININGS[name].pack == "growth3d":
-            finer = {f"GradCAM, `{layer}`": partial(gradcam, layer=layer) for layer in ("layer3", "layer2")}
-            second += pointing(name, predictor, lesions, {**own, **finer, "occlusion": occlusion})
+            coarser = {f"GradCAM, `{layer}`": partial(gradcam, layer=layer) for layer in ("layer3", "layer4")}
+            second += pointing(name, predictor, lesions, {**own, **coarser, "occlusion": occlusion})
         print("\n".join(second), flush=True)
     text = "\n".join(first) + "\n\n" + "\n".join(second)
     print(text)

@@ -21,6 +21,7 @@ from label_server import DATES, LabelServer, free_port, pins, serve_fork, write_
 from tiny_model import BUNDLE, write_model
 
 from monai_mvreg.deploy import serve_label
+from monai_mvreg.deploy.monailabel_app import question
 from monai_mvreg.deploy.serve_label import APP, prepare_work, run_label_server
 from monai_mvreg.predict.predictor import Predictor
 
@@ -118,11 +119,33 @@ def plain_server(monailabel_packages: Path, tmp_path_factory: pytest.TempPathFac
     command += ["--studies", str(studies), "--port", str(port), "--uvicorn_app", "monailabel.app:app"]
     command += ["--conf", "bundle", str(BUNDLE), "--conf", "models", str(models)]
     settings = {"MONAI_LABEL_SESSION_PATH": str(place / "sessions")}
-    with serve_fork(monailabel_packages, place, lambda: run_label_server(command), port, **settings):
+    with serve_fork(monailabel_packages, place, lambda: run_with_a_fault(command), port, **settings):
         yield LabelServer(f"http://127.0.0.1:{port}", studies, models, monailabel_packages, place, place / "server.log")
 
 
+def run_with_a_fault(command: list[str]) -> None:
+    """Run the server, with one covariate at which a library fails as nobody expects."""
+    read = question.read_question
+
+    def faulty(request: dict[str, Any], *, session: bool = False) -> question.Question:
+        if "fault" in request:
+            raise KeyError("P001_secret.nii.gz")
+        return read(request, session=session)
+
+    question.read_question = faulty
+    run_label_server(command)
+
+
 IMAGE = f"P001_{DATES[0]}"
+
+
+def test_what_nobody_expects_is_told_by_its_kind_alone(plain_server: LabelServer) -> None:
+    reply = plain_server.infer({"fault": 1}, image=IMAGE)
+    assert reply.status_code == 500 and reply.json() == {"detail": "the prediction failed (KeyError)"}
+    log = plain_server.log.read_text()
+    assert (
+        '"event": "prediction failed", "error": "KeyError", "at": "test_serve_label.py:' in log and "secret" not in log
+    )
 
 
 def test_the_app_starts_by_monailabels_own_command_line(plain_server: LabelServer) -> None:

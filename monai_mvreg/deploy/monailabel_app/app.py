@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,17 @@ class PatientApp(MONAILabelApp):
                 file, reply = self._infers[MODEL]({"question": question, "home": home})
             except NotThereError as error:
                 raise HTTPException(404, str(error)) from None
-            except (ValueError, RuntimeError) as error:
-                cause = user_error(error)
-                if cause is None:
-                    raise
-                raise HTTPException(400, str(cause).replace(str(home), "the request")) from None
+            except HTTPException:
+                raise
+            except Exception as error:
+                cause = user_error(error) if isinstance(error, (ValueError, RuntimeError)) else None
+                if cause is not None:
+                    raise HTTPException(400, str(cause).replace(str(home), "the request")) from None
+                # Its text may hold names of files, and these the names of patients.
+                kind, last = type(error).__name__, traceback.extract_tb(error.__traceback__)[-1]
+                at = f"{Path(last.filename).name}:{last.lineno}"
+                logger.error(json.dumps({"event": "prediction failed", "error": kind, "at": at}))
+                raise HTTPException(500, f"the prediction failed ({kind})") from None
         scans = reply["predictions"][0]["scans"]
         asked = hashlib.sha256("".join(scan["content"] for scan in scans).encode()).hexdigest()[:12]
         seconds = round(time.monotonic() - started, 3)

@@ -125,6 +125,19 @@ class NoPrediction:
     reason: str
 
 
+def in_words(number: Number) -> str:
+    """A number with its unit and interval in one line, for who reads.
+
+    Example:
+        >>> in_words(Number("volume", "mL", 52.314, 49.0, 55.5, 0.9))
+        'volume: 52.31 mL (90% interval 49 to 55.5)'
+    """
+    text = f"{number.name}: {number.value:.4g}" + ("" if number.unit == "1" else f" {number.unit}")
+    if number.low is not None and number.high is not None and number.confidence is not None:
+        text += f" ({number.confidence:.0%} interval {number.low:.4g} to {number.high:.4g})"
+    return text
+
+
 def to_json(predictions: Sequence[Prediction], *, unpredicted: Sequence[NoPrediction] = ()) -> str:
     """Write predictions as JSON, by the schema beside this file."""
     whole: dict[str, Any] = {

@@ -174,7 +174,7 @@ def test_the_request_of_stock_slicer_gets_a_label_that_is_named_with_the_number(
     labels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(file))
     names = [name for name, _ in sorted(reply["label_names"].items(), key=lambda item: item[1])]
     assert file.endswith(".nrrd") and labels.dtype == np.uint8
-    assert len(names) == labels.max() > 0 and f"volume {value_of(reply):.4g} mL" in names[0]
+    assert len(names) == labels.max() > 0 and f"volume: {value_of(reply):.4g} mL" in names[0]
     assert len(reply["images"]) == (1 if scans == "image" else 3)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import pydicom
 import pytest
 import yaml
+from label_server import serve
 from tiny_model import BUNDLE, write_model, write_visit
 
 from monai_mvreg.cli.main import _parser, main
@@ -271,10 +272,8 @@ def test_an_image_that_comes_to_orthanc_is_answered_by_one_report(stack: str, tm
 
 @pytest.mark.slow
 def test_the_label_server_answers_from_the_same_orthanc(
-    stack: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    stack: str, monailabel_packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    label_server = pytest.importorskip("label_server")
-    packages = request.getfixturevalue("monailabel_packages")
     series, port = write_visit(tmp_path / "visit", date="20200101", seed=1), free_port()
     for file in series.iterdir():
         ask(f"{stack}/instances", file.read_bytes())
@@ -290,7 +289,7 @@ def test_the_label_server_answers_from_the_same_orthanc(
     ]
     for name, value in {**SERVICES["label"]["environment"], "MONAI_LABEL_DICOMWEB_PASSWORD": PASSWORD}.items():
         monkeypatch.setenv(name, value)
-    with label_server.serve(packages, tmp_path, ["-c", verb, *told], port):
+    with serve(monailabel_packages, tmp_path, ["-c", verb, *told], port):
         parts = '--x\r\nContent-Disposition: form-data; name="params"\r\n\r\n{"patient": "Mustermann"}\r\n--x--\r\n'
         question = urllib.request.Request(
             f"http://127.0.0.1:{port}/infer/mvreg?image=Mustermann&output=json", parts.encode()

@@ -17,7 +17,7 @@ from tiny_model import BUNDLE, write_model, write_scan
 from monai_mvreg.deploy.dicom_source import write_object
 from monai_mvreg.deploy.dicom_sr import SCHEME, make_report
 from monai_mvreg.predict.predictor import Predictor
-from monai_mvreg.prediction import PURPOSE, Caution, Number, Prediction, SurvivalCurve, UnusedScan
+from monai_mvreg.prediction import PURPOSE, Caution, Number, Prediction, SurvivalCurve, UnusedScan, in_words
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +154,11 @@ def test_it_belongs_to_the_patient_and_the_study_of_the_newest_scan(home: Path) 
     current = report.CurrentRequestedProcedureEvidenceSequence
     assert [study.StudyInstanceUID for study in current] == ["1.2.4.9"]
     assert [study.StudyInstanceUID for study in report.PertinentOtherEvidenceSequence] == ["1.2.3.9"]
+
+
+def test_viewers_that_show_text_alone_show_the_numbers(home: Path) -> None:
+    prediction = predicted(home)
+    assert texts(make_report(prediction, home=home), "words") == [in_words(number) for number in prediction.numbers]
 
 
 def test_it_says_that_it_is_for_research_preliminary_and_unverified(home: Path) -> None:

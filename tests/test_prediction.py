@@ -16,6 +16,7 @@ from monai_mvreg.prediction import (
     UnusedScan,
     UsedScan,
     as_rows,
+    in_words,
     read_predictions,
     to_json,
 )
@@ -91,3 +92,8 @@ def test_a_row_of_a_time_to_event_has_the_columns_of_the_bundle(risk: Prediction
     row = as_rows([risk]).iloc[0]
     assert (row["log_risk"], row["risk_365"]) == (0.3, 0.2)
     assert row["median_days"] is None
+
+
+def test_a_number_is_told_with_its_unit_and_interval() -> None:
+    assert in_words(Number("volume", "mL", 52.314, 49.0, 55.5, 0.9)) == "volume: 52.31 mL (90% interval 49 to 55.5)"
+    assert in_words(Number("log_risk", "1", -0.5)) == "log_risk: -0.5"

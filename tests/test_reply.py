@@ -13,11 +13,11 @@ import SimpleITK
 from tiny_model import BUNDLE, write_model, write_scan
 
 from monai_mvreg.deploy.monailabel_app.question import Question, read_question
-from monai_mvreg.deploy.monailabel_app.reply import answer, in_words
+from monai_mvreg.deploy.monailabel_app.reply import answer
 from monai_mvreg.explain.explanation import METHODS, explain_patient
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.predict.selection import find_patient
-from monai_mvreg.prediction import Number
+from monai_mvreg.prediction import in_words
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,3 @@ def test_every_label_is_named_with_the_number(predictor: Predictor, home: Path, 
     reply = answer(predictor, question, home, volume=tmp_path / "map.nrrd")[1]
     words = in_words(predictor.predict_folder(home).numbers[0])
     assert reply["label_names"] and all(name.startswith(words) for name in reply["label_names"])
-
-
-def test_a_number_is_told_with_its_unit_and_interval() -> None:
-    assert in_words(Number("volume", "mL", 52.314, 49.0, 55.5, 0.9)) == "volume 52.31 mL (49 to 55.5)"
-    assert in_words(Number("log_risk", "1", -0.5)) == "log_risk -0.5"

@@ -263,15 +263,13 @@ def _count(number: int, noun: str) -> str:
 
 def _told(prediction: Prediction) -> str:
     """One prediction in lines of text."""
+    from monai_mvreg.prediction import in_words
+
     lines = []
     for number in prediction.numbers:
-        unit = "" if number.unit == "1" else f" {number.unit}"
-        line = f"{number.name}: {number.value:.4g}{unit}"
-        if number.low is not None and number.high is not None and number.confidence is not None:
-            line += f" ({number.confidence:.0%} interval {number.low:.4g} to {number.high:.4g})"
-        elif prediction.survival is None:
-            line += " (no interval: the training had too few validation patients)"
-        lines.append(line)
+        lines.append(in_words(number))
+        if number.low is None and prediction.survival is None:
+            lines[-1] += " (no interval: the training had too few validation patients)"
     if prediction.survival is not None:
         median = prediction.survival.median_days
         lines.append(

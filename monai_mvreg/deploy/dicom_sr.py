@@ -31,7 +31,7 @@ from monai_mvreg.deploy.dicom_source import (
     used_instances,
 )
 from monai_mvreg.deploy.ucum import unit_concept
-from monai_mvreg.prediction import PURPOSE, Number, Prediction, SurvivalCurve, UsedScan
+from monai_mvreg.prediction import PURPOSE, Number, Prediction, SurvivalCurve, UsedScan, in_words
 from monai_mvreg.scans.addresses import short
 
 SCHEME = "99MVREG"
@@ -227,9 +227,11 @@ _WARNING = private_concept("warning", "Warning")
 
 
 def _remarks(prediction: Prediction) -> list[ContentItem]:
-    """What holds for the whole: warnings, what was left out."""
+    """What holds for the whole: the numbers again, for viewers that show text alone, warnings, what was left out."""
+    words = private_concept("words", "The prediction in words")
     left_out = private_concept("left_out", "Not used, and why")
     return [
+        *(_text(words, in_words(number)) for number in prediction.numbers),
         *(_text(_WARNING, one.message) for one in prediction.warnings if one.scan is None),
         *(_text(left_out, f"{short(one.address)}: {one.reason}") for one in prediction.left_out),
     ]

@@ -18,7 +18,7 @@ from monai_mvreg.explain.own_grid import to_own_grid, write_map
 from monai_mvreg.explain.saliency import gradcam, mean_map, randomisation_check
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.predict.selection import find_patient
-from monai_mvreg.prediction import Number, to_json
+from monai_mvreg.prediction import in_words, to_json
 
 # A label marks where a map is at least this share of its largest value.
 STRONG = 0.5
@@ -56,14 +56,6 @@ def answer(
             names = _to_label(volume, names[0])
     reply["label_names"] = {name: value for value, name in enumerate(names, start=1)}
     return volume if reply["saliency"] else None, reply
-
-
-def in_words(number: Number) -> str:
-    """A number with its unit and interval in a few words."""
-    text = f"{number.name} {number.value:.4g}" + ("" if number.unit == "1" else f" {number.unit}")
-    if number.low is not None and number.high is not None:
-        text += f" ({number.low:.4g} to {number.high:.4g})"
-    return text
 
 
 def _mapped(question: Question, images: list[str]) -> int:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
 from make_dicom import CANARY, new_image, save
 from orthanc import Orthanc, free_port, needs_orthanc, running, study, wait_for
+from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import MRImageStorage  # type: ignore[attr-defined]
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    MRImageStorage,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelMove,
+)
 
 from monai_mvreg.deploy.archive import ArchivedStudy, ArchiveError, DicomWeb, Dimse, RefusedError, is_wanted
 from monai_mvreg.deploy.inbox import hashed
@@ -115,6 +121,61 @@ def test_a_password_stands_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("secret\n")
     archive = DicomWeb(WebArchive("https://x", user="me", password_file=tmp_path / "password"))
     assert archive._client._session.auth == ("me", "secret")
+
+
+def test_a_patientid_is_never_asked_for_as_a_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, asked = DicomWeb(WebArchive("https://x")), list[dict[str, str]]()
+    monkeypatch.setattr(
+        archive._client, "search_for_studies", lambda search_filters, **_: asked.append(search_filters) or []
+    )
+    assert archive.studies("ZZ*") == [] and asked == [{"PatientID": "ZZ?"}]  # which may name nine more, not everybody
+
+
+def test_a_report_that_the_archive_says_it_did_not_store_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, answer = DicomWeb(WebArchive("https://x")), Dataset()
+    answer.FailedSOPSequence = [Dataset()]
+    monkeypatch.setattr(archive._client, "store_instances", lambda _: answer)
+    with pytest.raises(RefusedError, match="did not store"):
+        archive.store(save(new_image(), tmp_path / "x.dcm"))
+
+
+@pytest.mark.parametrize(
+    ("code", "completed", "failed", "said"),
+    [(0x0000, 3, 0, "expected 3 objects moved by the archive, 1 arrived"), (0xB000, 1, 2, "could not send all of it")],
+)
+def test_a_study_of_which_only_a_part_was_moved_is_not_taken_for_whole(
+    code: int, completed: int, failed: int, said: str, tmp_path: Path
+) -> None:
+    entity, expected = AE("A"), dict[str, Path]()
+    entity.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
+    entity.add_supported_context(StudyRootQueryRetrieveInformationModelMove)
+
+    def find(_: object) -> Iterator[tuple[int, Dataset]]:
+        series = Dataset()
+        series.QueryRetrieveLevel, series.SeriesInstanceUID, series.Modality = "SERIES", "1.2.3.4", "MR"
+        yield 0xFF00, series
+
+    class Part(Dimse):
+        """What moves arrives in the folder by another way: here one object does."""
+
+        def _move(self, association: Any, study: str, series: str) -> int:
+            (expected[study] / "one.dcm").write_bytes(b"")
+            status = Dataset()
+            status.Status, status.NumberOfFailedSuboperations = code, failed
+            status.NumberOfCompletedSuboperations = completed
+            association.send_c_move = lambda *_: iter([(status, None)])
+            return super()._move(association, study, series)
+
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_FIND, find)])
+    place = DimseArchive("A", "127.0.0.1", server.server_address[1], timeout=5)
+    try:
+        with pytest.raises(ArchiveError, match=said):
+            Part(place, ae_title="MVREG", expected=expected).fetch("1.2.3", {"MR"}, tmp_path)
+    finally:
+        server.shutdown()
+    assert expected == {}
 
 
 def test_an_archive_that_calls_a_second_copy_an_error_has_it(tmp_path: Path) -> None:

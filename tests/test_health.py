@@ -75,3 +75,14 @@ def test_of_an_exception_the_kind_and_place_are_logged_and_never_the_text() -> N
         found = line("monai_mvreg.deploy.worker", "failed", exc_info=sys.exc_info())
     assert "ZZPHI" not in json.dumps(found) and found["exception"] == "ValueError"
     assert str(found["raised"]).startswith("test_of_an_exception")
+
+
+def test_a_thread_that_ends_by_an_exception_is_told_by_kind_and_place_alone() -> None:
+    code = (
+        "import threading; from monai_mvreg.deploy.health import start_log; start_log()\n"
+        "def work(): raise ValueError('Mustermann')\n"
+        "thread = threading.Thread(target=work); thread.start(); thread.join()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    line = json.loads(done.stderr)
+    assert line["exception"] == "ValueError" and line["raised"].endswith("work:2") and "Mustermann" not in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,18 @@ def test_a_folder_that_is_not_there_is_one_line(
     }
     told = mistake(capsys, "label", *(part for pair in options.items() for part in pair))
     assert told.startswith("error: expected a ") and started == []
+
+
+def test_a_port_in_use_is_one_line_before_anything_is_loaded(
+    started: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        options = ["--bundle", str(BUNDLE), "--models", str(tmp_path), "--port", port]
+        assert f"expected a free port, got 127.0.0.1:{port}" in mistake(
+            capsys, "label", "--studies", str(tmp_path), *options
+        )
+    assert started == []
 
 
 def test_what_the_server_kept_is_deleted_when_it_is_told_to_end(

@@ -1,6 +1,5 @@
 """A training that may be killed at any time: its whole state in one file, the best model in another."""
 
-import os
 import random
 import signal
 import sys
@@ -14,6 +13,8 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import nn
+
+from monai_mvreg.whole import written_whole
 
 
 class Stateful(Protocol):
@@ -50,7 +51,8 @@ class BestModelSaver:
     def __call__(self, engine: Any) -> None:
         """Save, if this epoch is the best one."""
         if self.write and engine.state.best_metric_epoch == engine.state.epoch:
-            _save(self.network.state_dict(), self.path)
+            with written_whole(self.path) as unfinished:
+                torch.save(self.network.state_dict(), unfinished)
 
     def state_dict(self) -> dict[str, Any]:
         """The best metric and its epoch."""
@@ -196,22 +198,12 @@ class Checkpoint:
             "to_validate": to_validate,
             "finished": finished,
         }
-        _save(state, self.path)
+        with written_whole(self.path) as unfinished:
+            torch.save(state, unfinished)
 
     def _tell(self, sentence: str) -> None:
         if self.write:
             print(f"\n{sentence}", file=sys.stderr, flush=True)
-
-
-def _save(content: Any, path: Path) -> None:
-    """Write a whole file or none, also when the machine goes down."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    with unfinished.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

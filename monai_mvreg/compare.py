@@ -18,6 +18,7 @@ from monai_mvreg.losses import CoxLoss
 from monai_mvreg.metrics.bootstrap import Array, Estimate
 from monai_mvreg.metrics.regression import cohort_metrics, difference
 from monai_mvreg.metrics.survival import Forecast, survival_differences, survival_metrics
+from monai_mvreg.whole import written_whole
 
 _POOLS = "monai_mvreg.networks.pools"
 # What every choice has to beat, with a pool that ignores all but the newest scan, or all dates.
@@ -146,9 +147,8 @@ def compare(
     lower = plan.read("lower_is_better")
     chosen_by = {name: validation_metric(out / _folder(name), lower_is_better=lower) for name in tables}
     table["validation"] = table["choice"].map(chosen_by)
-    unfinished = out / "comparison.csv.part"
-    table.to_csv(unfinished, index=False, float_format="%.5g")
-    unfinished.replace(out / "comparison.csv")
+    with written_whole(out / "comparison.csv") as unfinished:
+        table.to_csv(unfinished, index=False, float_format="%.5g")
     return table
 
 

@@ -29,6 +29,7 @@ from monai_mvreg.metrics.survival import Forecast, survival_metrics
 from monai_mvreg.report.evaluation import evaluation_sections, summarise
 from monai_mvreg.report.intervals import crossfit_intervals, extend_intervals
 from monai_mvreg.report.page import write_report
+from monai_mvreg.whole import written_whole
 
 _TEXTS = {name: str for name in ("patient", "fold", "unit", "days", "weights")}
 
@@ -297,12 +298,10 @@ def _survival(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _write(table: pd.DataFrame, path: Path) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    table.to_csv(unfinished, index=False, float_format="%.7g")
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        table.to_csv(unfinished, index=False, float_format="%.7g")
 
 
 def _write_json(path: Path, content: Any) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")

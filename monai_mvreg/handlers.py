@@ -16,6 +16,8 @@ from monai.engines import IterationEvents
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 
+from monai_mvreg.whole import written_whole
+
 
 class GradientClipping:
     """Scale the gradients of all parameters down to one largest norm before the optimizer steps.
@@ -328,9 +330,5 @@ class Concordance(Metric):
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a whole file or none: under another name first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
-    unfinished.replace(path)

@@ -65,6 +65,7 @@ def _pull(options: argparse.Namespace) -> None:
     from monai_mvreg.cohort.sources import join_outcomes
     from monai_mvreg.cohort.table import TableRows
     from monai_mvreg.deploy.listen_settings import WebArchive
+    from monai_mvreg.whole import written_whole
 
     with _extra():
         from monai_mvreg.deploy.archive import DicomWeb
@@ -99,9 +100,8 @@ def _pull(options: argparse.Namespace) -> None:
     found = take_inventory(options.out / "dicom")
     table, sentences = join_outcomes(found.rows, options.table, patient=options.patient)
     table = table.assign(path=[f"dicom/{path}" for path in table["path"]])
-    unfinished = options.out / "cohort.csv.part"
-    table.to_csv(unfinished, index=False)
-    unfinished.replace(options.out / "cohort.csv")
+    with written_whole(options.out / "cohort.csv") as unfinished:
+        table.to_csv(unfinished, index=False)
     print(f"{options.out / 'cohort.csv'}: {table['patient'].nunique()} patients, {len(table)} scans")
     for sentence in sentences:
         print(sentence)

@@ -183,6 +183,7 @@ def _audit(options: argparse.Namespace) -> None:
 def _split(options: argparse.Namespace) -> None:
     from monai_mvreg.cohort.split import balanced_seed, split_cohort
     from monai_mvreg.cohort.table import Cohort, Patient, TableRows
+    from monai_mvreg.whole import written_whole
 
     out = options.out or options.table
     if out != options.table and out.exists():
@@ -205,10 +206,9 @@ def _split(options: argparse.Namespace) -> None:
     cohort = Cohort(patients, target=(), unit="1", views=(), covariates=())
     seed = balanced_seed(cohort, options.folds) if options.seed is None else options.seed
     fold = {patient.key: patient.fold for patient in split_cohort(cohort, options.folds, seed=seed).patients}
-    unfinished = out.with_name(out.name + ".part")
     keys = rows.frame[options.patient].str.strip()
-    rows.frame.assign(fold=keys.map(fold)).to_csv(unfinished, index=False, sep=rows.separator)
-    unfinished.replace(out)
+    with written_whole(out) as unfinished:
+        rows.frame.assign(fold=keys.map(fold)).to_csv(unfinished, index=False, sep=rows.separator)
     sizes = sorted(Counter(str(name) for name in fold.values()).items(), key=lambda item: int(item[0]))
     print(f"{out}: {len(fold)} patients, " + ", ".join(f"{size} in fold {name}" for name, size in sizes))
     print(

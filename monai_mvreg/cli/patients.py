@@ -252,9 +252,10 @@ def _patient_pages(
 
 
 def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    from monai_mvreg.whole import written_whole
+
+    with written_whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def _count(number: int, noun: str) -> str:

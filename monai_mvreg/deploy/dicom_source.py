@@ -22,6 +22,7 @@ from monai_mvreg.scans.files import read_whole
 from monai_mvreg.scans.find import Scan, find_scans
 from monai_mvreg.scans.read import scan_at
 from monai_mvreg.scans.stacks import Stack
+from monai_mvreg.whole import written_whole
 
 MAKER = "monai-mvreg"
 SERIES_NUMBER = 9900  # beyond what scanners count to, so that results stand behind the scans
@@ -178,10 +179,8 @@ def take_over(header: Dataset, made: Dataset, *, ascii_only: bool) -> None:
 
 def write_object(made: Dataset, path: Path) -> None:
     """Write a result to a file; what stands there is always whole."""
-    unfinished = path.with_name(path.name + ".part")
-    with silent():
+    with written_whole(path) as unfinished, silent():
         made.save_as(unfinished, enforce_file_format=True)
-    unfinished.replace(path)
 
 
 def fitted(text: str) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.prediction import PURPOSE
+from monai_mvreg.whole import written_whole
 
 _SHAPES = ((1, 1), (1, 4), (3, 2))  # patients and scans that a file is tried with; it is made with 2 and 3
 _TOLERANCE = 1e-4  # of the largest number, or of 0.01 where all are smaller
@@ -111,7 +112,7 @@ def export_onnx(predictor: Predictor, path: Path) -> float:
     example = _example(predictor, 2, 3)
     axes = {name: {0: "patients"} if name == "covariates" else {0: "patients", 1: "scans"} for name in example}
     networks = [_attending_plainly(network) for network in predictor.members]
-    with _unfinished(path) as part:
+    with written_whole(path) as part:
         with _quietly(), _in_one_sentence("ONNX"):
             torch.onnx.export(
                 _Whole(predictor, networks).eval(),
@@ -149,7 +150,7 @@ def export_torchscript(predictor: Predictor, path: Path) -> float:
     TorchScript file is a program: load only those that you trust.
     """
     example = _example(predictor, 2, 3)
-    with _unfinished(path) as part:
+    with written_whole(path) as part:
         with _quietly(), _in_one_sentence("TorchScript"):
             # Networks are compiled, for a trace would keep the device; what their outputs mean is a few plain steps.
             networks = [torch.jit.script(copy.deepcopy(network)) for network in predictor.members]
@@ -202,17 +203,6 @@ def _compared(predictor: Predictor, run: Callable[[Mapping[str, Tensor]], Tensor
     if not apart <= _TOLERANCE * float(expected.abs().max().clamp(min=0.01)):
         raise ValueError(f"expected a file with the numbers of the model, got one that is {apart:.2g} apart")
     return apart
-
-
-@contextmanager
-def _unfinished(path: Path) -> Iterator[str]:
-    """A file beside the one to write, which takes its place when all went well."""
-    part = path.with_name(path.name + ".part")
-    try:
-        yield str(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ import yaml
 from monai_mvreg.predict.trained import model_folders, read_residuals, read_trained
 from monai_mvreg.prediction import PURPOSE
 from monai_mvreg.weights import read_weights, weights_hash
+from monai_mvreg.whole import written_whole
 
 FORMAT = "monai-mvreg pack 1"
 _MANIFEST = "manifest.json"
@@ -108,19 +109,13 @@ def pack_bundle(bundle: Path, models: Path, path: Path) -> PackFacts:
     files[_MANIFEST] = json.dumps(manifest, indent=1).encode()
     if sum(map(len, files.values())) > _LARGEST:
         raise ValueError(f"expected a bundle of at most {_LARGEST} bytes, got {sum(map(len, files.values()))}")
-    unfinished = path.with_name(path.name + ".part")
-    with zipfile.ZipFile(unfinished, "w") as archive:
-        for name in sorted(files):
-            entry = zipfile.ZipInfo(name)  # of 1980
-            entry.create_system, entry.external_attr = 3, (stat.S_IFREG | 0o644) << 16
-            archive.writestr(entry, files[name])
-    try:
-        facts = verify_bundle(unfinished)
-    except ValueError:
-        unfinished.unlink()
-        raise
-    unfinished.replace(path)
-    return facts
+    with written_whole(path) as unfinished:
+        with zipfile.ZipFile(unfinished, "w") as archive:
+            for name in sorted(files):
+                entry = zipfile.ZipInfo(name)  # of 1980
+                entry.create_system, entry.external_attr = 3, (stat.S_IFREG | 0o644) << 16
+                archive.writestr(entry, files[name])
+        return verify_bundle(unfinished)
 
 
 def verify_bundle(path: Path, *, sha256: str | None = None) -> PackFacts:

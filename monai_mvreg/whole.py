@@ -1,0 +1,35 @@
+"""A file is whole or not there: written beside its place, then renamed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a file to write that takes the place of ``path`` when all went well, also when the machine goes down.
+
+    Whoever reads ``path`` meanwhile finds what was there before, and still does after an error. For one
+    writer at a time.
+
+    Args:
+        path: the file; folders above it are made.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with written_whole(Path(folder) / "cohort.csv") as unfinished:
+        ...         _ = unfinished.write_text("patient,path")
+        ...     [file.name for file in Path(folder).iterdir()]
+        ['cohort.csv']
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        yield unfinished
+        with unfinished.open("r+b") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

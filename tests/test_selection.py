@@ -85,3 +85,14 @@ def test_scans_that_do_not_say_whose_they_are_are_warned_of(model: Trained, tmp_
     write_visit(tmp_path / "two" / "mr", date="20200110", seed=1)
     write_scan(tmp_path / "two" / "t1_2020-01-01.nii", seed=2)
     assert [w.check for w in find_patient(tmp_path / "two", model).warnings] == ["patient"]
+
+
+def test_copies_of_images_are_left_out_and_told(model: Trained, tmp_path: Path) -> None:
+    write_visit(tmp_path / "p" / "mr", date="20200110", seed=1)
+    image = min((tmp_path / "p" / "mr").iterdir())
+    shutil.copy(image, tmp_path / "p" / "again.dcm")
+    found = find_patient(tmp_path / "p", model)
+    assert len(found.patient.scans) == 1 and not found.warnings
+    assert [item.reason for item in found.left_out] == [
+        f"no scan: again.dcm and mr/{image.name} are the same image twice: one is used (1 such files)"
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,11 +13,16 @@ from monai_mvreg.scans.files import ScanError, read_whole
 from monai_mvreg.scans.pixels import read_values
 from monai_mvreg.scans.slices import Slice
 
-logger = logging.getLogger(__name__)
 
+def without_copies(slices: Sequence[Slice]) -> tuple[list[Slice], dict[str, str]]:
+    """Part the slices of a series from copies of its images.
 
-def without_copies(slices: Sequence[Slice]) -> list[Slice]:
-    """Drop copies of an image, with a warning; refuse two files that claim to be the same image and differ."""
+    Returns:
+        The slices without copies, and for the file of each copy its name and that of the file that is used.
+
+    Raises:
+        ScanError: if two files claim to be the same image and differ.
+    """
     files: dict[str, dict[str, list[Slice]]] = defaultdict(lambda: defaultdict(list))
     for s in slices:
         files[s.file.image or s.file.path][s.file.path].append(s)
@@ -30,10 +34,7 @@ def without_copies(slices: Sequence[Slice]) -> list[Slice]:
             if read_whole(first) != read_whole(other) and not _same_image(twins[first], twins[other]):
                 raise ScanError(f"{names} differ and have the same SOPInstanceUID")
             copies[other] = names
-    if copies:
-        names = next(iter(copies.values()))
-        logger.warning("%s are the same image twice: one is used (%d such files)", names, len(copies))
-    return [s for s in slices if s.file.path not in copies] if copies else list(slices)
+    return [s for s in slices if s.file.path not in copies] if copies else list(slices), copies
 
 
 def _same_image(ones: list[Slice], others: list[Slice]) -> bool:

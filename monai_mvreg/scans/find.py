@@ -8,6 +8,7 @@ holds several volumes (echoes, orientations, stacks). A zip counts as a folder: 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import defaultdict
@@ -19,6 +20,7 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.scans import addresses, tags
+from monai_mvreg.scans.copies import without_copies
 from monai_mvreg.scans.dates import SOURCES, Moment, acquired, in_order
 from monai_mvreg.scans.elements import read_head
 from monai_mvreg.scans.files import ScanError
@@ -29,6 +31,8 @@ from monai_mvreg.scans.nifti import Nifti, is_nifti, nifti_header
 from monai_mvreg.scans.pictures import Raster, is_picture, is_volume, picture_header, volume_header
 from monai_mvreg.scans.slices import Slice
 from monai_mvreg.scans.stacks import Stack, find_stacks
+
+logger = logging.getLogger(__name__)
 
 # Group 0002 or 0008 as a file begins that was written without a preamble.
 _BARE = {bytes([group, 0, element, 0]) for group, element in ((2, 0), (8, 0), (8, 5), (8, 8), (8, 0x16))}
@@ -175,9 +179,12 @@ def _other(path: Path, start: bytes) -> str:
 def scans_of(
     found: Sorted, left_out: Sequence[LeftOut] = (), *, resample: bool = False
 ) -> tuple[list[Scan], list[LeftOut]]:
-    """Turn sorted files into scans, and what gave none with the reason; both sorted."""
+    """Turn sorted files into scans, and what gave none with the reason; both sorted.
+
+    Copies of images are known only now: they join ``others``.
+    """
     scans: list[Scan] = [_single(item) for item in found.single]
-    left = [*left_out, *found.damaged, *found.ruins, *found.others]
+    left = [*left_out, *found.damaged, *found.ruins]
     homes = _homes(found.series)
     for uid, slices in found.series.items():
         tail = f"series ...{uid[-12:]}"
@@ -188,10 +195,16 @@ def scans_of(
             ):
                 if len(names) > 1:
                     raise ScanError(f"expected one {what} in a series, got {len(names)}")
-            stacks = find_stacks(slices, resample=resample)
+            kept, copies = without_copies(slices)
+            stacks = find_stacks(kept, resample=resample)
         except ScanError as error:
             left.append(LeftOut(_common([s.file for s in slices]), f"{tail}: {error}"))
             continue
+        if copies:
+            copy, pair = next(iter(copies.items()))
+            sentence = f"{pair} are the same image twice: one is used ({len(copies)} such files)"
+            logger.warning("%s: %s", tail, sentence)
+            found.others.append(LeftOut(Path(copy), f"no scan: {sentence}"))
         for stack in stacks:
             if isinstance(stack, ScanError):
                 left.append(LeftOut(_common([s.file for s in slices]), f"{tail}: {stack}"))
@@ -206,6 +219,7 @@ def scans_of(
                 left.append(LeftOut(addresses.split(scan.address)[0], kind, scan))
             else:
                 scans.append(scan)
+    left += found.others
     return sorted(scans, key=lambda s: s.address), sorted(left, key=lambda item: (item.path, item.reason))
 
 

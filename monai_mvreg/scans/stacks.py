@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from monai_mvreg.scans import tags
-from monai_mvreg.scans.copies import without_copies
 from monai_mvreg.scans.files import ScanError
 from monai_mvreg.scans.headers import RT_DOSE, ImageFile, text
 from monai_mvreg.scans.slices import ORDER, Slice, in_detail
@@ -54,7 +53,7 @@ def find_stacks(slices: Sequence[Slice], *, resample: bool = False) -> list[Stac
     """Find the stacks of one series.
 
     Args:
-        slices: every slice with one SeriesInstanceUID.
+        slices: every slice with one SeriesInstanceUID, each once.
         resample: accept slices at uneven distances (not a missing one): they are to be interpolated.
 
     Returns:
@@ -66,7 +65,7 @@ def find_stacks(slices: Sequence[Slice], *, resample: bool = False) -> list[Stac
     groups: list[Sequence[Slice]] = []
     alone: dict[str, list[Slice]] = defaultdict(list)
     rest: list[Slice] = []
-    for s in without_copies(slices):
+    for s in slices:
         if s.file.flat or not (s.position or s.file.sliced):
             alone[s.file.path].append(s)
         elif s.file.refusal:

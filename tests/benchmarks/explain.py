@@ -1,7 +1,8 @@
 """Explanations where the truth is known, into docs/benchmarks.md: ``python tests/benchmarks/explain.py --docs``.
 
-Trains the networks of TRAININGS into --runs, unless they are there already, and asks of the validation patients: does
-the scan that decides have the largest contribution, and does saliency lie on what was planted?
+Trains the networks of TRAININGS into --runs, unless they are there already, and asks: does the scan that decides have
+the largest contribution, in patients that are new to the network and in those that it learned from, and does saliency
+of new patients lie on what was planted?
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import nibabel as nib
@@ -37,55 +39,68 @@ PACKS = ROOT.parent / "shared" / "data"
 POOLS = "monai_mvreg.networks.pools"
 VOXEL = 4.5  # mm, of growth3d
 MOST = 20  # patients with volumes whose maps are made: occlusion of one takes five to ten seconds of CPU
+LEARNED = 300  # patients that a network learned from whose contributions are computed
 
 
 @dataclass(frozen=True)
 class Training:
-    """A training; ``size`` is the column of the manifest whose largest value in a patient decides."""
+    """A training; ``size`` is the column of the manifest whose largest value in a patient decides.
+
+    One that is ``told`` learns that size of each scan, which no target of patients tells: the best these scans allow.
+    """
 
     pack: str
     target: str
     pool: str
     epochs: int
     size: str
+    config: str
+    told: bool = False
 
 
 TRAININGS = {
-    "digits_max": Training("digits_bags", "max", "MaxPool", 60, "digit"),
-    "hippo_max": Training("hippo3d_bags", "max_mm3", "MaxPool", 36, "mm3_this_volume"),
-    "hippo_attention": Training("hippo3d_bags", "max_mm3", "GatedAttentionPool", 30, "mm3_this_volume"),
-    "growth_max": Training("growth3d", "diam_max_mm", "MaxPool", 60, "diam_this_visit"),
+    "digits_max": Training("digits_bags", "max", "MaxPool", 60, "digit", "digits_bags"),
+    "hippo_max": Training("hippo3d_bags", "max_mm3", "MaxPool", 60, "mm3_this_volume", "hippo3d_max"),
+    "hippo_attention": Training("hippo3d_bags", "max_mm3", "GatedAttentionPool", 60, "mm3_this_volume", "hippo3d_max"),
+    "hippo_told": Training("hippo3d_bags", "mm3_this_volume", "MeanPool", 100, "mm3_this_volume", "hippo3d_max", True),
+    "growth_max": Training("growth3d", "diam_max_mm", "MaxPool", 60, "diam_this_visit", "growth3d"),
 }
 
 
 def train(name: str, runs: Path) -> Path:
     """Train a network, with the settings of its pack, unless it is there."""
-    training, folder = TRAININGS[name], runs / name
+    training, folder = TRAININGS[name], (runs / name).resolve()
     if not (folder / "domain.json").is_file():
-        configs = ["bundle/configs/train.yaml", f"tests/benchmarks/{training.pack}.yaml"]
-        command = [
-            sys.executable,
-            "-m",
-            "monai.bundle",
-            "run",
-            "--config_file",
-            str(configs),
-            "--bundle_root",
-            "bundle",
-        ]
-        command += ["--dataset_dir", str(PACKS / training.pack), "--target", str([training.target])]
-        command += ["--pool#_target_", f"{POOLS}.{training.pool}", "--workers", "0"]
-        command += ["--epochs", str(training.epochs), "--patience", str(training.epochs)]
-        command += ["--output_dir", str(folder.resolve()), "--model_dir", str(folder.resolve())]
+        configs = ["bundle/configs/train.yaml"]
+        configs += [f"tests/benchmarks/{config}.yaml" for config in dict.fromkeys((training.pack, training.config))]
+        settings = {
+            "--config_file": str(configs),
+            "--bundle_root": "bundle",
+            "--dataset_dir": str(PACKS / training.pack),
+            "--target": str([training.target]),
+            "--pool#_target_": f"{POOLS}.{training.pool}",
+            "--workers": "0",
+            "--epochs": str(training.epochs),
+            "--patience": str(training.epochs),
+            "--output_dir": str(folder),
+            "--model_dir": str(folder),
+        }
+        if training.told:
+            folder.mkdir(parents=True, exist_ok=True)
+            manifest = pd.read_csv(PACKS / training.pack / "manifest.csv")
+            manifest.drop_duplicates("image").to_csv(folder / "scans.csv", index=False)
+            settings |= {"--cohort_file": str(folder / "scans.csv"), "--outcomes_file": "$None"}
+            settings |= {"--columns#patient": "image"}
+        command = [sys.executable, "-m", "monai.bundle", "run", *(word for pair in settings.items() for word in pair)]
         subprocess.run(command, cwd=ROOT, check=True)
     return folder
 
 
-def validation_patients(training: Training) -> list[Patient]:
+def patients_of(training: Training, fold: str) -> list[Patient]:
     pack = PACKS / training.pack
     columns = Columns(patient="patient_id", path="image", day="day_offset", target=[training.target], fold="split")
     cohort = read_cohort(pack / "manifest.csv", columns, images=pack, outcomes_file=pack / "patients.csv")
-    return list(select(cohort, ["val"]))
+    return list(select(cohort, [fold]))
 
 
 def sizes_of(training: Training, patient: Patient) -> list[float]:
@@ -115,31 +130,53 @@ def contributions(predictor: Predictor, patient: Patient, home: Path) -> dict[st
     return {str(home / scan.address): scan.contributions[0] for scan in prediction.scans if scan.contributions}
 
 
-def deciding(name: str, predictor: Predictor, folder: Path) -> str:
-    """One row: how often the largest scan has the largest contribution, in all patients and in those where it is clear.
-
-    Clear: it leads by more than the mean error of the network, which could else not know.
-    """
-    training = TRAININGS[name]
-    own = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[training.target]["mae"]["value"]
-    error, hits, lead, chance = [], [], [], []
-    for patient in validation_patients(training):
+def several_sizes(training: Training, fold: str) -> Iterator[tuple[Patient, list[float]]]:
+    """Patients of at least two scans one of which is larger than all others, and the sizes of their scans."""
+    for patient in patients_of(training, fold):
         sizes = sizes_of(training, patient)
-        order = np.sort(sizes)[::-1]
-        if len(sizes) < 2 or order[0] == order[1]:
-            continue
+        if len(sizes) > 1 and sorted(sizes)[-2] < max(sizes):
+            yield patient, sizes
+
+
+def deciding(name: str, predictor: Predictor, fold: str) -> pd.DataFrame:
+    """Of each patient: whether the largest scan has the largest contribution, what chance would find, its lead in size
+    over the next one, and how far its contribution is from that lead."""
+    training = TRAININGS[name]
+    rows = []
+    for patient, sizes in islice(several_sizes(training, fold), LEARNED):
         parts = contributions(predictor, patient, PACKS / training.pack)
         largest = str(Path(patient.scans[int(np.argmax(sizes))]))
-        hits.append(max(parts, key=lambda scan: abs(parts[scan])) == largest)
-        chance.append(1 / len(sizes))
-        lead.append(order[0] - order[1])
-        error.append(abs(parts[largest] - (order[0] - order[1])))
-    clear = np.array(lead) > own
+        lead = max(sizes) - sorted(sizes)[-2]
+        hit = max(parts, key=lambda scan: abs(parts[scan])) == largest
+        rows.append({"hit": hit, "chance": 1 / len(sizes), "lead": lead, "error": abs(parts[largest] - lead)})
+    return pd.DataFrame(rows)
+
+
+def told_of_deciding(name: str, predictor: Predictor, folder: Path) -> str:
+    """One row: new patients, those of them where the largest scan leads by more than the mean error of the network,
+    which could else not know, and patients that the network learned from."""
+    training = TRAININGS[name]
+    error = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[training.target]["mae"]["value"]
+    new, learned = deciding(name, predictor, "val"), deciding(name, predictor, "train")
+    clear = new[new["lead"] > error]
     return (
-        f"| `{training.pack}` {training.target} | {training.pool} | {len(hits)} | {told(hits)} | "
-        f"{told(np.array(hits)[clear])}, {clear.sum()} patients | {own:.3g} | {np.mean(chance):.2f} | "
-        f"{told(error, '.3g')} |"
+        f"| `{training.pack}` {training.target} | {training.pool} | {len(new)} | {told(new['hit'])} | "
+        f"{told(clear['hit'])}, {len(clear)} patients | {told(learned['hit'])}, {len(learned)} patients | "
+        f"{error:.3g} | {new['chance'].mean():.2f} | {told(new['error'], '.3g')} |"
     )
+
+
+def told_of_scans(name: str, folder: Path) -> str:
+    """One row: how often a network that was told the size of each scan gives the largest number to the largest scan."""
+    training = TRAININGS[name]
+    found = pd.read_csv(folder / "predictions.csv").set_index("patient")
+    numbers = {PACKS / training.pack / scan: number for scan, number in found[f"{training.target}_predicted"].items()}
+    hits = [
+        np.argmax([numbers[Path(scan)] for scan in patient.scans]) == np.argmax(sizes)
+        for patient, sizes in several_sizes(training, "val")
+    ]
+    correlation = found[training.target].corr(found[f"{training.target}_predicted"])
+    return f"| `{training.pack}` {training.target} | {len(found)} | {correlation:.2f} | {told(hits)} |"
 
 
 # ---- What was planted ------------------------------------------------------------------------------------------------
@@ -217,7 +254,7 @@ def pointing(
     hits: dict[str, list[bool]] = {method: [] for method in methods}
     alike: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
     share = []
-    for patient, place, truth in planted(validation_patients(training)):
+    for patient, place, truth in planted(patients_of(training, "val")):
         images, fixed = numbers_by_scan(predictor, patient)
         numbers = [replace(one, place=place) for one in fixed]
         share.append(truth.mean())
@@ -242,9 +279,10 @@ def pointing(
 
 
 DECIDING = (
-    "| target | pool | patients | largest scan has the largest contribution | where it leads by more than the MAE "
-    "| MAE | chance | error of its contribution |\n|---|---|---|---|---|---|---|---|"
+    "| target | pool | new patients | largest scan has the largest contribution | where it leads by more than the MAE "
+    "| in patients it learned from | MAE | chance | error of its contribution |\n|---|---|---|---|---|---|---|---|---|"
 )
+TOLD = "| told of each scan | new scans | correlation | largest scan has the largest number |\n|---|---|---|---|"
 POINTING = (
     "| network | map | patients | energy on it, times its share of the scan | peak on it | its share | "
     "alike, random head | alike, random network |\n|---|---|---|---|---|---|---|---|"
@@ -257,12 +295,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(TRAININGS), choices=list(TRAININGS))
     parser.add_argument("--docs", action="store_true", help="write the tables into docs/benchmarks.md")
     options = parser.parse_args()
-    first, second = [DECIDING], [POINTING]
+    first, told_rows, second = [DECIDING], [TOLD], [POINTING]
     own = {"the scan itself": brightness, "GradCAM": gradcam}
     for name in options.only:
         folder = train(name, options.runs)
+        if TRAININGS[name].told:
+            told_rows.append(told_of_scans(name, folder))
+            print(told_rows[-1], flush=True)
+            continue
         predictor = Predictor.from_bundle(ROOT / "bundle", models=folder)
-        first.append(deciding(name, predictor, folder))
+        first.append(told_of_deciding(name, predictor, folder))
         print(first[-1], flush=True)
         if TRAININGS[name].pack == "digits_bags":
             coarser = {"GradCAM, `class_layers.relu`": partial(gradcam, layer="class_layers.relu")}
@@ -271,7 +313,7 @@ def main() -> None:
             coarser = {f"GradCAM, `{layer}`": partial(gradcam, layer=layer) for layer in ("layer3", "layer4")}
             second += pointing(name, predictor, lesions, {**own, **coarser, "occlusion": occlusion})
         print("\n".join(second), flush=True)
-    text = "\n".join(first) + "\n\n" + "\n".join(second)
+    text = "\n\n".join("\n".join(table) for table in (first, told_rows, second))
     print(text)
     if options.docs:
         into_docs("explanations", text)

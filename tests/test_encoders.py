@@ -196,7 +196,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
 
 @pytest.mark.slow
 def test_compiled_with_its_weights_as_constants_an_encoder_gives_the_same_for_any_number_of_scans() -> None:
-    one, two = PretrainedEncoder(fitted()), PretrainedEncoder(fitted())
+    one, two = PretrainedEncoder(fitted()), PretrainedEncoder(fitted()).to(memory_format=torch.channels_last)
     compile_encoder(one)
     compile_encoder(two)
     for encoder, weights in ((one, fitted()), (two, fitted()), (one, fitted())):

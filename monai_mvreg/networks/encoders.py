@@ -38,7 +38,8 @@ class _Constants:
             if self.copy is None or not _equal(weights, [*self.copy.parameters(), *self.copy.buffers()]):
                 if self.copy is not None:
                     torch.compiler.reset()
-                self.copy = copy.deepcopy(network)
+                # The compiler lays constants out by itself, and for one channel fails on those that are channels last.
+                self.copy = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
                 self.compiled = torch.compile(self.copy, dynamic=True)
             self.versions = versions
         # It compiles at the first scans, and for another number or precision. Not imported above: that takes seconds.

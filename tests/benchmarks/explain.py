@@ -8,10 +8,9 @@ of new patients lie on what was planted?
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -46,7 +45,8 @@ LEARNED = 300  # patients that a network learned from whose contributions are co
 class Training:
     """A training; ``size`` is the column of the manifest whose largest value in a patient decides.
 
-    One that is ``told`` learns that size of each scan, which no target of patients tells: the best these scans allow.
+    Of several seeds the first is told alone, then the mean of all, whose contributions are the mean of theirs. One that
+    is ``told`` learns that size of each scan, which no target of patients tells: the best these scans allow.
     """
 
     pack: str
@@ -55,21 +55,23 @@ class Training:
     epochs: int
     size: str
     config: str
+    seeds: tuple[int, ...] = (0,)
     told: bool = False
 
 
 TRAININGS = {
     "digits_max": Training("digits_bags", "max", "MaxPool", 60, "digit", "digits_bags"),
-    "hippo_max": Training("hippo3d_bags", "max_mm3", "MaxPool", 60, "mm3_this_volume", "hippo3d_max"),
-    "hippo_attention": Training("hippo3d_bags", "max_mm3", "GatedAttentionPool", 60, "mm3_this_volume", "hippo3d_max"),
-    "hippo_told": Training("hippo3d_bags", "mm3_this_volume", "MeanPool", 100, "mm3_this_volume", "hippo3d_max", True),
+    "hippo_max": Training("hippo3d_bags", "max_mm3", "MaxPool", 60, "mm3_this_volume", "hippo3d_max", (0, 2)),
+    "hippo_told": Training(
+        "hippo3d_bags", "mm3_this_volume", "MeanPool", 100, "mm3_this_volume", "hippo3d_max", told=True
+    ),
     "growth_max": Training("growth3d", "diam_max_mm", "MaxPool", 60, "diam_this_visit", "growth3d"),
 }
 
 
-def train(name: str, runs: Path) -> Path:
+def train(name: str, seed: int, runs: Path) -> Path:
     """Train a network, with the settings of its pack, unless it is there."""
-    training, folder = TRAININGS[name], (runs / name).resolve()
+    training, folder = TRAININGS[name], (runs / name / f"seed-{seed}").resolve()
     if not (folder / "domain.json").is_file():
         configs = ["bundle/configs/train.yaml"]
         configs += [f"tests/benchmarks/{config}.yaml" for config in dict.fromkeys((training.pack, training.config))]
@@ -80,6 +82,7 @@ def train(name: str, runs: Path) -> Path:
             "--target": str([training.target]),
             "--pool#_target_": f"{POOLS}.{training.pool}",
             "--workers": "0",
+            "--seed": str(seed),
             "--epochs": str(training.epochs),
             "--patience": str(training.epochs),
             "--output_dir": str(folder),
@@ -130,6 +133,14 @@ def contributions(predictor: Predictor, patient: Patient, home: Path) -> dict[st
     return {str(home / scan.address): scan.contributions[0] for scan in prediction.scans if scan.contributions}
 
 
+def error_of(name: str, folders: Sequence[Path]) -> float:
+    """The mean error of new patients by the mean of trainings."""
+    target = TRAININGS[name].target
+    tables = [pd.read_csv(folder / "predictions.csv").set_index("patient") for folder in folders]
+    mean = pd.concat([table[f"{target}_predicted"] for table in tables], axis=1).mean(axis=1)
+    return float((mean - tables[0][target]).abs().mean())
+
+
 def several_sizes(training: Training, fold: str) -> Iterator[tuple[Patient, list[float]]]:
     """Patients of at least two scans one of which is larger than all others, and the sizes of their scans."""
     for patient in patients_of(training, fold):
@@ -138,32 +149,33 @@ def several_sizes(training: Training, fold: str) -> Iterator[tuple[Patient, list
             yield patient, sizes
 
 
-def deciding(name: str, predictor: Predictor, fold: str) -> pd.DataFrame:
+def deciding(name: str, predictors: Sequence[Predictor], fold: str) -> pd.DataFrame:
     """Of each patient: whether the largest scan has the largest contribution, what chance would find, its lead in size
     over the next one, and how far its contribution is from that lead."""
     training = TRAININGS[name]
     rows = []
     for patient, sizes in islice(several_sizes(training, fold), LEARNED):
-        parts = contributions(predictor, patient, PACKS / training.pack)
+        parts = pd.DataFrame([contributions(one, patient, PACKS / training.pack) for one in predictors]).mean()
         largest = str(Path(patient.scans[int(np.argmax(sizes))]))
         lead = max(sizes) - sorted(sizes)[-2]
-        hit = max(parts, key=lambda scan: abs(parts[scan])) == largest
+        hit = parts.abs().idxmax() == largest
         rows.append({"hit": hit, "chance": 1 / len(sizes), "lead": lead, "error": abs(parts[largest] - lead)})
     return pd.DataFrame(rows)
 
 
-def told_of_deciding(name: str, predictor: Predictor, folder: Path) -> str:
-    """One row: new patients, those of them where the largest scan leads by more than the mean error of the network,
-    which could else not know, and patients that the network learned from."""
-    training = TRAININGS[name]
-    error = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[training.target]["mae"]["value"]
-    new, learned = deciding(name, predictor, "val"), deciding(name, predictor, "train")
-    clear = new[new["lead"] > error]
-    return (
-        f"| `{training.pack}` {training.target} | {training.pool} | {len(new)} | {told(new['hit'])} | "
-        f"{told(clear['hit'])}, {len(clear)} patients | {told(learned['hit'])}, {len(learned)} patients | "
-        f"{error:.3g} | {new['chance'].mean():.2f} | {told(new['error'], '.3g')} |"
-    )
+def told_of_deciding(name: str, predictors: Sequence[Predictor], folders: Sequence[Path]) -> str:
+    """One row: new patients and patients that the networks learned from, each also without those whose largest scan
+    leads by less than the mean error of new patients, where the networks could not know."""
+    training, error = TRAININGS[name], error_of(name, folders)
+    several = f", mean of {len(folders)} trainings" if len(folders) > 1 else ""
+    row = f"| `{training.pack}` {training.target} | {training.pool}{several} | {error:.3g} |"
+    for fold in ("val", "train"):
+        found = deciding(name, predictors, fold)
+        for some in (found, found[found["lead"] > error]):
+            row += f" {told(some['hit'])}, {len(some)} |"
+        if fold == "val":
+            row += f" {found['chance'].mean():.2f} | {told(found['error'], '.3g')} |"
+    return row
 
 
 def told_of_scans(name: str, folder: Path) -> str:
@@ -173,7 +185,7 @@ def told_of_scans(name: str, folder: Path) -> str:
     numbers = {PACKS / training.pack / scan: number for scan, number in found[f"{training.target}_predicted"].items()}
     hits = [
         np.argmax([numbers[Path(scan)] for scan in patient.scans]) == np.argmax(sizes)
-        for patient, sizes in several_sizes(training, "val")
+        for patient, sizes in several_sizes(TRAININGS["hippo_max"], "val")
     ]
     correlation = found[training.target].corr(found[f"{training.target}_predicted"])
     return f"| `{training.pack}` {training.target} | {len(found)} | {correlation:.2f} | {told(hits)} |"
@@ -279,8 +291,9 @@ def pointing(
 
 
 DECIDING = (
-    "| target | pool | new patients | largest scan has the largest contribution | where it leads by more than the MAE "
-    "| in patients it learned from | MAE | chance | error of its contribution |\n|---|---|---|---|---|---|---|---|---|"
+    "| target | pool | MAE | new patients | whose largest scan leads by more than the MAE | chance "
+    "| error of its contribution | patients it learned from | those of a clear lead |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 TOLD = "| told of each scan | new scans | correlation | largest scan has the largest number |\n|---|---|---|---|"
 POINTING = (
@@ -298,14 +311,16 @@ def main() -> None:
     first, told_rows, second = [DECIDING], [TOLD], [POINTING]
     own = {"the scan itself": brightness, "GradCAM": gradcam}
     for name in options.only:
-        folder = train(name, options.runs)
+        folders = [train(name, seed, options.runs) for seed in TRAININGS[name].seeds]
         if TRAININGS[name].told:
-            told_rows.append(told_of_scans(name, folder))
+            told_rows.append(told_of_scans(name, folders[0]))
             print(told_rows[-1], flush=True)
             continue
-        predictor = Predictor.from_bundle(ROOT / "bundle", models=folder)
-        first.append(told_of_deciding(name, predictor, folder))
-        print(first[-1], flush=True)
+        predictors = [Predictor.from_bundle(ROOT / "bundle", models=folder) for folder in folders]
+        predictor = predictors[0]
+        for number in sorted({1, len(folders)}):
+            first.append(told_of_deciding(name, predictors[:number], folders[:number]))
+            print(first[-1], flush=True)
         if TRAININGS[name].pack == "digits_bags":
             coarser = {"GradCAM, `class_layers.relu`": partial(gradcam, layer="class_layers.relu")}
             second += pointing(name, predictor, digits, {**own, **coarser, "occlusion": occlusion})

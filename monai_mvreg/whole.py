@@ -10,8 +10,7 @@ from pathlib import Path
 def written_whole(path: Path) -> Iterator[Path]:
     """Give a file to write that takes the place of ``path`` when all went well, also when the machine goes down.
 
-    Whoever reads ``path`` meanwhile finds what was there before, and still does after an error. For one
-    writer at a time.
+    Whoever reads ``path`` meanwhile finds what was there before, and still does after an error. For one writer.
 
     Args:
         path: the file; folders above it are made.

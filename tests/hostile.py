@@ -19,12 +19,11 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from make_dicom import at, enhanced, item, save, write_series
+from make_dicom import at, dose, enhanced, item, mosaic, save, write_series
 from PIL import Image
-from test_layouts import dose, mosaic
 
-from monai_mvreg.scans.files import ScanError
 from monai_mvreg.scans.find import find_scans
+from monai_mvreg.scans.formats.byte_ranges import ScanError
 from monai_mvreg.scans.read import Choices, read_scan
 
 PYDICOM = Path(pydicom.__file__).parent / "data/test_files"

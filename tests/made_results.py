@@ -12,10 +12,10 @@ import pytest
 from make_dicom import write_series
 from pydicom.dataset import Dataset
 
-from monai_mvreg.deploy.dicom_source import write_object
+from monai_mvreg.dicom_results.evidence import write_object
+from monai_mvreg.predict.prediction import ModelIdentity, Number, Prediction, UsedScan
 from monai_mvreg.predict.selection import inside
-from monai_mvreg.prediction import ModelIdentity, Number, Prediction, UsedScan
-from monai_mvreg.scans.content import scan_content
+from monai_mvreg.scans.content_hash import scan_content
 from monai_mvreg.scans.find import Scan, find_scans
 
 needs_validator = pytest.mark.skipif(

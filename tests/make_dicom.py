@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, RTDoseStorage, generate_uid
 
-from monai_mvreg.scans.files import ScanError
+from monai_mvreg.scans.formats.byte_ranges import ScanError
 from monai_mvreg.scans.read import read_scan
 
 PACK = Path(__file__).parents[2] / "shared/data/dicom"
@@ -102,3 +103,40 @@ def refusal(address: Path | str, **options: Any) -> str:
         read_scan(address, **options)
     assert CANARY not in str(error.value)
     return str(error.value)
+
+
+def dose(**tags: Any) -> Dataset:
+    image = new_image(SOPClassUID=RTDoseStorage, Modality="RTDOSE", NumberOfFrames=3, DoseGridScaling=0.5)
+    image.DoseUnits, image.GridFrameOffsetVector = "GY", [0, 3, 6]
+    image.BitsAllocated, image.BitsStored, image.HighBit = 32, 32, 31
+    image.PixelData = np.arange(36, dtype="<u4").tobytes()
+    for name, value in tags.items():
+        setattr(image, name, value)
+    return image
+
+
+def csa_header(count: int, normal: tuple[float, ...]) -> bytes:
+    """The private header of a Siemens mosaic, with the two entries that matter (its format is known from nibabel)."""
+
+    def entry(name: str, kind: bytes, values: list[str]) -> bytes:
+        made = struct.pack("<64si4siii", name.encode(), len(values), kind, 0, max(len(values), 6), 77)
+        for value in [*values, *[""] * (6 - len(values))]:
+            text = value.encode().ljust(-(-len(value) // 4) * 4, b"\0")
+            made += struct.pack("<4i", len(value), len(value), 77, len(value)) + text
+        return made
+
+    entries = [entry("NumberOfImagesInMosaic", b"US", [str(count)])]
+    entries.append(entry("SliceNormalVector", b"FD", [str(n) for n in normal]))
+    return b"SV10\4\3\2\1" + struct.pack("<II", len(entries), 77) + b"".join(entries)
+
+
+def mosaic(**tags: Any) -> Dataset:
+    """Three tiles of 2 x 2, each with its number in every pixel, in a picture of 4 x 4."""
+    image = new_image(Rows=4, Columns=4, SpacingBetweenSlices=3, PixelSpacing=[1, 1])
+    image.ImageType = ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]
+    image.PixelData = np.kron([[0, 1], [2, 9]], np.ones((2, 2))).astype("<u2").tobytes()
+    image.add_new(0x00290010, "LO", "SIEMENS CSA HEADER")
+    image.add_new(0x00291010, "OB", csa_header(3, (0, 0, 1)))
+    for name, value in tags.items():
+        setattr(image, name, value)
+    return image

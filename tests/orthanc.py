@@ -24,7 +24,7 @@ from pynetdicom import AE
 from tiny_model import write_visit
 
 from monai_mvreg.cli.main import main
-from monai_mvreg.deploy.listen import listen  # so that a fork has it already
+from monai_mvreg.service.run import listen  # so that a fork has it already
 
 PLUGIN = next(Path("/usr").glob("*/orthanc/plugins/libOrthancDicomWeb.so"), None)
 needs_orthanc = pytest.mark.skipif(

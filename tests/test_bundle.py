@@ -29,8 +29,8 @@ from monai_mvreg.cli.main import main
 from monai_mvreg.cohort.table import Columns, read_cohort
 from monai_mvreg.networks import pools
 from monai_mvreg.networks.multiscan import MultiScanNet
+from monai_mvreg.predict.prediction import Prediction, read_predictions
 from monai_mvreg.predict.predictor import Predictor
-from monai_mvreg.prediction import Prediction, read_predictions
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 CONFIGS = BUNDLE / "configs"

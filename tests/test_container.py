@@ -27,8 +27,8 @@ from label_server import serve
 from tiny_model import BUNDLE, write_model, write_visit
 
 from monai_mvreg.cli.main import _parser, main
-from monai_mvreg.deploy.packing import pack_bundle, unpack_bundle
 from monai_mvreg.predict.predictor import Predictor
+from monai_mvreg.share.packing import pack_bundle, unpack_bundle
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -144,7 +144,7 @@ def test_the_password_of_the_label_server_comes_from_the_secret(tmp_path: Path) 
 
 
 def test_the_settings_of_the_listener_fit_to_orthanc_and_to_the_compose_file() -> None:
-    from monai_mvreg.deploy.listen_settings import read_listen_settings
+    from monai_mvreg.service.service_settings import read_listen_settings
 
     settings = read_listen_settings(ROOT / "container" / "listen.yaml")
     other = ORTHANC["DicomModalities"]["listener"]
@@ -200,7 +200,7 @@ def running(log: Path, command: list[str]) -> Iterator[None]:
 @contextlib.contextmanager
 def forked(log: Path, arguments: list[str]) -> Iterator[None]:
     """A verb in a process that has all modules already: importing them takes ten seconds."""
-    importlib.import_module("monai_mvreg.deploy.listen")
+    importlib.import_module("monai_mvreg.service.run")
     child = os.fork()
     if not child:
         code = 1

@@ -16,8 +16,9 @@ import pytest
 import torch
 import yaml
 from numpy.testing import assert_allclose
-from test_checkpoint import expect_same
-from test_crossval import study
+
+from tests.experiments.test_crossval import study
+from tests.training.test_checkpoint import expect_same
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "bundle" / "configs"

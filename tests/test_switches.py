@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ENCODERS
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from monai_mvreg.networks.encoders import compile_encoder
 from monai_mvreg.networks.multiscan import MultiScanNet
+from tests.conftest import ENCODERS
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 BFLOAT16 = 0.02  # relative: bfloat16 has 8 bits, and the roundings of many layers add up

@@ -12,8 +12,8 @@ import torch
 from make_dicom import write_series
 from monai.bundle import ConfigParser
 
-from monai_mvreg.calibration import Baseline, Interval, write_intervals, write_part
-from monai_mvreg.predict.trained import learn_domain
+from monai_mvreg.results.calibration import Baseline, Interval, write_intervals, write_part
+from monai_mvreg.trained.trained_model import learn_domain
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 POOL = {"_target_": "monai_mvreg.networks.pools.GatedAttentionPool", "size": "@embedding_size"}

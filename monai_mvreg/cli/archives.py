@@ -47,11 +47,11 @@ def _extra() -> Iterator[None]:
 
 
 def _listen(options: argparse.Namespace) -> None:
-    from monai_mvreg.deploy.listen_settings import read_listen_settings
+    from monai_mvreg.service.service_settings import read_listen_settings
 
     settings = read_listen_settings(options.settings)
     with _extra():
-        from monai_mvreg.deploy.listen import check_model, listen
+        from monai_mvreg.service.run import check_model, listen
     if options.check:
         check_model(settings)
         peers = "1 peer" if len(settings.peers) == 1 else f"{len(settings.peers)} peers"
@@ -61,15 +61,15 @@ def _listen(options: argparse.Namespace) -> None:
 
 
 def _pull(options: argparse.Namespace) -> None:
+    from monai_mvreg.cache.atomic import written_whole
     from monai_mvreg.cohort.inventory import take_inventory
     from monai_mvreg.cohort.sources import join_outcomes
     from monai_mvreg.cohort.table import TableRows
-    from monai_mvreg.deploy.listen_settings import WebArchive
-    from monai_mvreg.whole import written_whole
+    from monai_mvreg.service.service_settings import WebArchive
 
     with _extra():
-        from monai_mvreg.deploy.archive import DicomWeb
-        from monai_mvreg.deploy.pull import pull_patients
+        from monai_mvreg.service.archive import DicomWeb
+        from monai_mvreg.service.pull import pull_patients
 
     for name in ("since", "until"):
         if (date := getattr(options, name)) and (len(date) != 8 or not date.isdigit()):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from monai_mvreg.deploy.packing import PackFacts
+    from monai_mvreg.share.packing import PackFacts
 
 # Everything else is imported inside the verbs: --help must not wait for torch.
 
@@ -41,7 +41,7 @@ def _add_bundle(verb: argparse.ArgumentParser) -> None:
 
 
 def _pack(options: argparse.Namespace) -> None:
-    from monai_mvreg.deploy.packing import pack_bundle
+    from monai_mvreg.share.packing import pack_bundle
 
     bundle = options.bundle.resolve()
     _tell(pack_bundle(bundle, options.models or bundle / "models", options.pack), options)
@@ -52,7 +52,7 @@ def _pack(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     if options.sha256 is not None and not re.fullmatch(r"\s*[0-9a-fA-F]{64}\s*", options.sha256):
         raise ValueError(f"expected a SHA-256, 64 digits of 0 to 9 and a to f, got {options.sha256!r}")
-    from monai_mvreg.deploy.packing import unpack_bundle, verify_bundle
+    from monai_mvreg.share.packing import unpack_bundle, verify_bundle
 
     if options.out is not None:
         facts = unpack_bundle(options.pack, options.out, sha256=options.sha256)
@@ -68,8 +68,8 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from monai_mvreg.deploy.exporting import export_onnx, export_torchscript
     from monai_mvreg.predict.predictor import Predictor
+    from monai_mvreg.share.exporting import export_onnx, export_torchscript
 
     if options.onnx is None and options.torchscript is None:
         raise ValueError("expected a file to write, --onnx FILE or --torchscript FILE, got none")

@@ -181,9 +181,9 @@ def _audit(options: argparse.Namespace) -> None:
 
 
 def _split(options: argparse.Namespace) -> None:
+    from monai_mvreg.cache.atomic import written_whole
     from monai_mvreg.cohort.split import balanced_seed, split_cohort
     from monai_mvreg.cohort.table import Cohort, Patient, TableRows
-    from monai_mvreg.whole import written_whole
 
     out = options.out or options.table
     if out != options.table and out.exists():

@@ -33,15 +33,15 @@ def add_hospital_verbs(verbs: Any) -> None:
 
 def _sr(options: argparse.Namespace) -> None:
     try:
-        from monai_mvreg.deploy.dicom_map import patient_maps
+        from monai_mvreg.dicom_results.parametric_map import patient_maps
     except ModuleNotFoundError as error:
         if error.name != "highdicom":
             raise
         raise ValueError('DICOM objects need highdicom: pip install "monai-mvreg[dicom]"') from None
-    from monai_mvreg.deploy.dicom_source import write_object
-    from monai_mvreg.deploy.dicom_sr import make_report
+    from monai_mvreg.dicom_results.evidence import write_object
+    from monai_mvreg.dicom_results.structured_report import make_report
     from monai_mvreg.explain.explanation import used_part
-    from monai_mvreg.prediction import NoPrediction
+    from monai_mvreg.predict.prediction import NoPrediction
 
     table, home = is_table(options), home_of(options)
     alone = options.out.suffix == ".dcm"

@@ -33,7 +33,7 @@ def add_label_verb(verbs: Any) -> None:
 
 
 def _label(options: argparse.Namespace) -> None:
-    from monai_mvreg.deploy.serve_label import prepare_work, run_label_server
+    from monai_mvreg.label.serve import prepare_work, run_label_server
 
     if not options.studies.startswith(("http://", "https://")) and not Path(options.studies).is_dir():
         raise FileNotFoundError(f"expected a folder of images or a DICOMweb address, got {options.studies}")

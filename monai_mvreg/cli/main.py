@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:  # a config wraps what its parts raise
-        from monai_mvreg.workflow import user_error
+        from monai_mvreg.training.workflow import user_error
 
         # A file that is missing, in the way or not allowed is named by the error, wherever it was raised.
         cause = error if isinstance(error, OSError) else user_error(error)
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(options: argparse.Namespace) -> None:
     import logging
 
-    from monai_mvreg.demo import UNIT, run_demo
+    from monai_mvreg.experiments.demo import UNIT, run_demo
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("monai_mvreg").setLevel(logging.INFO)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from monai_mvreg.cohort.table import Cohort, Patient
+    from monai_mvreg.predict.prediction import NoPrediction, Prediction
     from monai_mvreg.predict.predictor import Predictor
-    from monai_mvreg.prediction import NoPrediction, Prediction
 
 # Everything else is imported inside the verbs: --help must not wait for torch.
 
@@ -139,7 +139,7 @@ def predicted_patients(
 
 def tell_unpredicted(predicted: Sequence[tuple[Patient, Prediction | NoPrediction]]) -> None:
     """End with 1 where something could not be predicted."""
-    from monai_mvreg.prediction import NoPrediction
+    from monai_mvreg.predict.prediction import NoPrediction
 
     lost = [(at, one.reason) for at, (_, one) in enumerate(predicted, start=1) if isinstance(one, NoPrediction)]
     if lost:
@@ -152,7 +152,7 @@ def tell_unpredicted(predicted: Sequence[tuple[Patient, Prediction | NoPredictio
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from monai_mvreg.prediction import NoPrediction, Prediction, as_rows, to_json
+    from monai_mvreg.predict.prediction import NoPrediction, Prediction, as_rows, to_json
 
     predicted = predicted_patients(options, predictor_of(options))
     predictions = [one for _, one in predicted if isinstance(one, Prediction)]
@@ -176,7 +176,7 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _explain(options: argparse.Namespace) -> None:
     from monai_mvreg.explain.explanation import METHODS, explain_patient, used_part
-    from monai_mvreg.prediction import NoPrediction
+    from monai_mvreg.predict.prediction import NoPrediction
 
     predictor, methods = predictor_of(options), {name: METHODS[name] for name in options.method or METHODS}
     predicted = predicted_patients(options, predictor)
@@ -222,7 +222,7 @@ def _patient_pages(
 ) -> tuple[list[Path], list[tuple[Patient, Prediction | NoPrediction]]]:
     """Write a page for each patient, and for those of a table an index, which stands first."""
     from monai_mvreg.explain.explanation import used_part
-    from monai_mvreg.prediction import Prediction
+    from monai_mvreg.predict.prediction import Prediction
     from monai_mvreg.report.patient import write_index, write_patient_report
     from monai_mvreg.report.patient_pictures import scan_pictures
 
@@ -252,7 +252,7 @@ def _patient_pages(
 
 
 def _write_whole(path: Path, text: str) -> None:
-    from monai_mvreg.whole import written_whole
+    from monai_mvreg.cache.atomic import written_whole
 
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
@@ -264,7 +264,7 @@ def _count(number: int, noun: str) -> str:
 
 def _told(prediction: Prediction) -> str:
     """One prediction in lines of text."""
-    from monai_mvreg.prediction import in_words
+    from monai_mvreg.predict.prediction import in_words
 
     lines = []
     for number in prediction.numbers:

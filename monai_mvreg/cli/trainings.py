@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from monai_mvreg.crossval import Plan
+    from monai_mvreg.experiments.crossval import Plan
 
 # Everything else is imported inside the verbs: --help must not wait for torch.
 
@@ -47,7 +47,7 @@ def _add_plan(verb: argparse.ArgumentParser) -> None:
 def _plan(options: argparse.Namespace) -> Plan:
     import yaml
 
-    from monai_mvreg.crossval import Plan
+    from monai_mvreg.experiments.crossval import Plan
 
     if not (options.bundle / "configs/train.yaml").is_file():
         raise FileNotFoundError(f"expected a bundle in {options.bundle}, found no configs/train.yaml: give --bundle")
@@ -62,7 +62,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _crossval(options: argparse.Namespace) -> None:
-    from monai_mvreg.crossval import crossvalidate, predict_new
+    from monai_mvreg.experiments.crossval import crossvalidate, predict_new
 
     plan = _plan(options)
     if options.permute is not None:
@@ -80,7 +80,7 @@ def _crossval(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     import yaml
 
-    from monai_mvreg.compare import choices, compare, search
+    from monai_mvreg.experiments.compare import choices, compare, search
 
     grid, plan, seeds = yaml.safe_load(options.grid.read_text(encoding="utf-8")), _plan(options), range(options.seeds)
     if not isinstance(grid, dict):
@@ -96,8 +96,8 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _profile(options: argparse.Namespace) -> None:
-    from monai_mvreg.profile import profile_training
-    from monai_mvreg.report.timing import advise, as_table, write_profile
+    from monai_mvreg.experiments.profiling import profile_training
+    from monai_mvreg.experiments.timing import advise, as_table, write_profile
 
     found = profile_training(_plan(options), options.out, epochs=options.epochs)
     write_profile(found, options.out)

@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.cohort.table import TableRows
-from monai_mvreg.scans.files import ScanError
+from monai_mvreg.scans.formats.byte_ranges import ScanError
 from monai_mvreg.scans.read import read_scan
 
 Array = npt.NDArray[Any]

@@ -23,11 +23,11 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from monai_mvreg.cohort.sources import rows_from_scans
 from monai_mvreg.scans.addresses import relative, short
 from monai_mvreg.scans.burned_in import may_name_patient
-from monai_mvreg.scans.files import ScanError
+from monai_mvreg.scans.dicom.pixels import read_values
+from monai_mvreg.scans.dicom.volumes import Stack
 from monai_mvreg.scans.find import LeftOut, Scan, find_scans
-from monai_mvreg.scans.pixels import read_values
+from monai_mvreg.scans.formats.byte_ranges import ScanError
 from monai_mvreg.scans.read import read_scan
-from monai_mvreg.scans.stacks import Stack
 
 Array = npt.NDArray[Any]
 

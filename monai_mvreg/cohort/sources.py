@@ -18,9 +18,9 @@ import pandas as pd
 
 from monai_mvreg.cohort.table import TableRows
 from monai_mvreg.scans import addresses
-from monai_mvreg.scans.dates import Moment, in_order
+from monai_mvreg.scans.dicom.acquisition_date import Moment, in_order
+from monai_mvreg.scans.dicom.volumes import Stack
 from monai_mvreg.scans.find import LeftOut, Scan
-from monai_mvreg.scans.stacks import Stack
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.cohort.table import Patient
-from monai_mvreg.explain.own_grid import to_own_grid, write_map
+from monai_mvreg.explain.native_space import to_own_grid, write_map
 from monai_mvreg.explain.saliency import (
     NumberByScan,
     RandomisationCheck,
@@ -25,9 +25,9 @@ from monai_mvreg.explain.saliency import (
     occlusion,
     randomisation_check,
 )
+from monai_mvreg.predict.prediction import PURPOSE, Prediction
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.predict.selection import inside
-from monai_mvreg.prediction import PURPOSE, Prediction
 
 FORMAT = "monai-mvreg explanation 1"
 METHODS: Mapping[str, SaliencyMap] = {"gradcam": gradcam, "occlusion": occlusion}

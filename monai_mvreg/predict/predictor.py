@@ -18,15 +18,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from monai_mvreg.calibration import cross_interval
+from monai_mvreg.cache.fingerprint import fingerprint
+from monai_mvreg.cache.scan_embeddings import entry_name, read_embedding, write_embedding
 from monai_mvreg.cohort.table import Cohort
-from monai_mvreg.domain import SHARES, ScanFacts
-from monai_mvreg.embeddings import entry_name, read_embedding, write_embedding
-from monai_mvreg.fingerprint import fingerprint
 from monai_mvreg.metrics.bootstrap import Array
-from monai_mvreg.predict.selection import FoundPatient, date_of, find_patient, inside
-from monai_mvreg.predict.trained import Member, Trained, embed_scan, header_of, look, read_residuals, read_trained
-from monai_mvreg.prediction import (
+from monai_mvreg.predict.prediction import (
     Caution,
     ModelIdentity,
     NoPrediction,
@@ -36,10 +32,14 @@ from monai_mvreg.prediction import (
     UnusedScan,
     UsedScan,
 )
-from monai_mvreg.scans.content import codec_releases, content_hashes, scan_content
-from monai_mvreg.scans.files import ScanError
+from monai_mvreg.predict.selection import FoundPatient, date_of, find_patient, inside
+from monai_mvreg.results.calibration import cross_interval
+from monai_mvreg.scans.content_hash import codec_releases, content_hashes, scan_content
 from monai_mvreg.scans.find import Scan
-from monai_mvreg.workflow import user_error
+from monai_mvreg.scans.formats.byte_ranges import ScanError
+from monai_mvreg.trained.trained_model import Member, Trained, embed_scan, header_of, look, read_residuals, read_trained
+from monai_mvreg.trained.training_domain import SHARES, ScanFacts
+from monai_mvreg.training.workflow import user_error
 
 _LEAST = 9  # patients for an interval that holds 90 % of new ones
 _POINTS = 200  # of a survival curve in the result

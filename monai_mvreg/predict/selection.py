@@ -9,11 +9,11 @@ from pathlib import Path
 
 from monai_mvreg.cohort.sources import date_in
 from monai_mvreg.cohort.table import Patient
-from monai_mvreg.predict.trained import Trained
-from monai_mvreg.prediction import Caution, UnusedScan
+from monai_mvreg.predict.prediction import Caution, UnusedScan
 from monai_mvreg.scans import addresses
+from monai_mvreg.scans.dicom.volumes import Stack
 from monai_mvreg.scans.find import Scan, find_scans
-from monai_mvreg.scans.stacks import Stack
+from monai_mvreg.trained.trained_model import Trained
 
 # How the reasons begin for what is no scan at all, and so no loss.
 _NO_SCAN = ("no scan", "a DICOMDIR", "a zip", "the header of", "a DICOM file without pixels")

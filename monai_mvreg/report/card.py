@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from monai_mvreg.calibration import Baseline, read_part
 from monai_mvreg.report import tripod
+from monai_mvreg.report.card_data import UNRECORDED, RunRecord, evaluation_data, read_record, training_data, whose
 from monai_mvreg.report.evaluation import evaluation_sections
 from monai_mvreg.report.limits import RESEARCH, must_not
 from monai_mvreg.report.page import Section, as_markdown, rounded, write_report
-from monai_mvreg.report.recipe import part_in_words, resolve, steps_in_words
-from monai_mvreg.report.record import UNRECORDED, RunRecord, evaluation_data, read_record, training_data, whose
-from monai_mvreg.report.risk import survival_sections
-from monai_mvreg.weights import read_weights, weights_hash
+from monai_mvreg.report.settings_in_words import part_in_words, resolve, steps_in_words
+from monai_mvreg.report.survival import survival_sections
+from monai_mvreg.results.calibration import Baseline, read_part
+from monai_mvreg.trained.weights import read_weights, weights_hash
 
 _RESULTS = "The sections from here to “Ethical considerations”, as in the report of the evaluation."
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from monai_mvreg.prediction import PURPOSE, NoPrediction, Number, Prediction, SurvivalCurve
+from monai_mvreg.predict.prediction import PURPOSE, NoPrediction, Number, Prediction, SurvivalCurve
 from monai_mvreg.report.page import Headline, Link, Section, Tile, rounded, value, write_report
 from monai_mvreg.report.patient_figures import (
     contributions,

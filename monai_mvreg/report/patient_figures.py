@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from monai_mvreg.prediction import Number, Prediction, SurvivalCurve
+from monai_mvreg.predict.prediction import Number, Prediction, SurvivalCurve
 from monai_mvreg.report.page import INK, QUIET, calm, power_of_ten, rounded, value
 
 _COLUMNS, _DOT = 32, 0.17  # of the dots; inches of one

@@ -15,9 +15,9 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from monai_mvreg.cohort.table import Patient
 from monai_mvreg.explain.explanation import METHODS, explain_patient
 from monai_mvreg.predict.predictor import Predictor
-from monai_mvreg.predict.trained import header_of
 from monai_mvreg.report.thumbnails import ScanPicture, picture_of
 from monai_mvreg.scans.burned_in import may_name_patient
+from monai_mvreg.trained.trained_model import header_of
 
 Array = npt.NDArray[np.float32]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from monai_mvreg.prediction import Prediction
+from monai_mvreg.predict.prediction import Prediction
 
 _HIDDEN = "[hidden]"
 # A file or a path that a reason quotes, and what stands alone before a colon and is no plain word.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from monai_mvreg.scans.files import ScanError, zip_members
+from monai_mvreg.scans.formats.byte_ranges import ScanError, zip_members
 
 
 def split(address: str | Path) -> tuple[Path, str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from monai_mvreg.scans import tags
+from monai_mvreg.scans.dicom import tags
+from monai_mvreg.scans.dicom.headers import text
+from monai_mvreg.scans.dicom.volumes import Stack
 from monai_mvreg.scans.find import Scan
-from monai_mvreg.scans.headers import text
-from monai_mvreg.scans.stacks import Stack
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _RISKY = {"US", "SC", "OT", "XC", "ES"}  # kinds of images with a name in their pixels, unless they say otherwise

@@ -19,18 +19,19 @@ from pathlib import Path, PurePath
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from monai_mvreg.scans import addresses, tags
-from monai_mvreg.scans.copies import without_copies
-from monai_mvreg.scans.dates import SOURCES, Moment, acquired, in_order
-from monai_mvreg.scans.elements import read_head
-from monai_mvreg.scans.files import ScanError
-from monai_mvreg.scans.headers import COLOUR, SEGMENTATION, ImageFile, NoImageError, text
-from monai_mvreg.scans.layouts import read_slices
-from monai_mvreg.scans.listing import is_directory, list_files
-from monai_mvreg.scans.nifti import Nifti, is_nifti, nifti_header
-from monai_mvreg.scans.pictures import Raster, is_picture, is_volume, picture_header, volume_header
-from monai_mvreg.scans.slices import Slice
-from monai_mvreg.scans.stacks import Stack, find_stacks
+from monai_mvreg.scans import addresses
+from monai_mvreg.scans.dicom import tags
+from monai_mvreg.scans.dicom.acquisition_date import SOURCES, Moment, acquired, in_order
+from monai_mvreg.scans.dicom.duplicates import without_copies
+from monai_mvreg.scans.dicom.elements import read_head
+from monai_mvreg.scans.dicom.headers import COLOUR, SEGMENTATION, ImageFile, NoImageError, text
+from monai_mvreg.scans.dicom.multiframe import read_slices
+from monai_mvreg.scans.dicom.slices import Slice
+from monai_mvreg.scans.dicom.volumes import Stack, find_stacks
+from monai_mvreg.scans.discovery import is_directory, list_files
+from monai_mvreg.scans.formats.byte_ranges import ScanError
+from monai_mvreg.scans.formats.nifti import Nifti, is_nifti, nifti_header
+from monai_mvreg.scans.formats.raster import Raster, is_picture, is_volume, picture_header, volume_header
 
 logger = logging.getLogger(__name__)
 

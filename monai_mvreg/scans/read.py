@@ -12,17 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from monai_mvreg.scans import addresses, tags
-from monai_mvreg.scans.files import ScanError, read_range
+from monai_mvreg.scans import addresses
+from monai_mvreg.scans.dicom import tags
+from monai_mvreg.scans.dicom.headers import RT_DOSE, text
+from monai_mvreg.scans.dicom.pixels import read_values
+from monai_mvreg.scans.dicom.quantities import brightness, philips_precise, suv
+from monai_mvreg.scans.dicom.slices import Slice
+from monai_mvreg.scans.dicom.volumes import Stack
+from monai_mvreg.scans.discovery import list_files
 from monai_mvreg.scans.find import LeftOut, Scan, damaged_of, scans_of, sort_files
-from monai_mvreg.scans.headers import RT_DOSE, text
-from monai_mvreg.scans.listing import list_files
-from monai_mvreg.scans.nifti import Nifti, read_nifti
-from monai_mvreg.scans.pictures import read_picture, read_volume
-from monai_mvreg.scans.pixels import read_values
-from monai_mvreg.scans.quantities import brightness, philips_precise, suv
-from monai_mvreg.scans.slices import Slice
-from monai_mvreg.scans.stacks import Stack
+from monai_mvreg.scans.formats.byte_ranges import ScanError, read_range
+from monai_mvreg.scans.formats.nifti import Nifti, read_nifti
+from monai_mvreg.scans.formats.raster import read_picture, read_volume
 
 logger = logging.getLogger(__name__)
 

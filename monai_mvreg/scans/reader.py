@@ -12,7 +12,7 @@ import numpy.typing as npt
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 
-from monai_mvreg.scans.files import ScanError
+from monai_mvreg.scans.formats.byte_ranges import ScanError
 from monai_mvreg.scans.read import AS_STORED, Choices, Frame, ScanData, check_frame, read_turned, scan_at
 
 Array = npt.NDArray[Any]

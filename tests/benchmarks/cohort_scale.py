@@ -65,8 +65,8 @@ def fill_cache(folder: Path) -> None:
     """Write random embeddings under the names that those of the scans have."""
     import torch
 
-    from monai_mvreg.embeddings import entry_name, recipe_of, write_embedding
-    from monai_mvreg.scans.content import content_hashes
+    from monai_mvreg.cache.scan_embeddings import entry_name, recipe_of, write_embedding
+    from monai_mvreg.scans.content_hash import content_hashes
 
     (folder / "cache").mkdir()
     recipe = recipe_of(*preparation())
@@ -80,14 +80,14 @@ def measure(folder: Path) -> dict[str, float]:
     import torch
     from monai.data import DataLoader, Dataset
 
+    from monai_mvreg.cache.scan_embeddings import EmbeddedScans
     from monai_mvreg.cohort.audit import Audited, audit
     from monai_mvreg.cohort.split import select, split_cohort
     from monai_mvreg.cohort.table import Columns, datalist, read_cohort
-    from monai_mvreg.data import collate_scans
-    from monai_mvreg.embeddings import EmbeddedScans
     from monai_mvreg.losses import StandardisedLoss
     from monai_mvreg.networks.multiscan import MultiScanNet
     from monai_mvreg.networks.pools import GatedAttentionPool, TimeEncoding
+    from monai_mvreg.training.batches import collate_scans
 
     taken: dict[str, float] = {}
     cpu, start = 0.0, (time.perf_counter(), time.process_time())

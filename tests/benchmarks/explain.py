@@ -27,7 +27,7 @@ from scipy.signal import fftconvolve
 from monai_mvreg.cohort.split import select
 from monai_mvreg.cohort.table import Columns, Patient, read_cohort
 from monai_mvreg.explain.explanation import numbers_by_scan
-from monai_mvreg.explain.own_grid import to_own_grid
+from monai_mvreg.explain.native_space import to_own_grid
 from monai_mvreg.explain.saliency import SaliencyMap, gradcam, mean_map, occlusion, randomisation_check
 from monai_mvreg.metrics.bootstrap import Array, Estimate, estimates
 from monai_mvreg.predict.predictor import Predictor

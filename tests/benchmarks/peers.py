@@ -34,8 +34,8 @@ from readers import into_docs
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
-from monai_mvreg.data import collate_scans
 from monai_mvreg.networks.encoders import compile_encoder
+from monai_mvreg.training.batches import collate_scans
 
 CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
 SIZE = 224

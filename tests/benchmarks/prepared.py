@@ -29,9 +29,9 @@ from monai.transforms import (
     Spacingd,
 )
 
-from monai_mvreg.prepared import find_entries, prepare_once
+from monai_mvreg.cache.prepared_scans import find_entries, prepare_once
 from monai_mvreg.scans.reader import ScanReader
-from monai_mvreg.transforms import PackScansd, UnpackScansd
+from monai_mvreg.training.transforms import PackScansd, UnpackScansd
 
 SCANS, ROUNDS = 8, 15
 

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_mvreg.calibration import fit_interval
 from monai_mvreg.metrics.regression import difference
+from monai_mvreg.results.calibration import fit_interval
 
 ROOT = Path(__file__).parents[2]
 PACKS = ROOT.parent / "shared" / "data"

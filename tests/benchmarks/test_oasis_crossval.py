@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_mvreg.crossval import Plan, average, crossvalidate
+from monai_mvreg.experiments.crossval import Plan, average, crossvalidate
 from monai_mvreg.metrics.regression import cohort_metrics
 
 ROOT = Path(__file__).parents[2]

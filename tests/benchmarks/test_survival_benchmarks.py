@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_mvreg.calibration import fit_baseline, fit_lower_bound
 from monai_mvreg.metrics.survival import Forecast, d_calibration, survival_differences
+from monai_mvreg.results.calibration import fit_baseline, fit_lower_bound
 
 ROOT = Path(__file__).parents[2]
 PACK = ROOT.parent / "shared/data/growth3d"

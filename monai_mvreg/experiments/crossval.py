@@ -1,0 +1,307 @@
+"""Cohort -> folds -> one bundle run each -> a prediction for every patient by models that never saw the patient.
+
+A run trains on all folds but two: one chooses the epoch, the other is predicted. With several seeds another fold
+chooses each time, so that together they learn from every patient but the predicted ones. Whatever is finished stays: a
+cross-validation that was killed goes on where it stood, and one with other settings is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from monai.bundle import ConfigParser
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from monai_mvreg.cache.atomic import written_whole
+from monai_mvreg.cohort.split import balanced_seed
+from monai_mvreg.cohort.table import Cohort, TableRows
+from monai_mvreg.metrics.bootstrap import Array
+from monai_mvreg.metrics.survival import Forecast, survival_metrics
+from monai_mvreg.report.evaluation import evaluation_sections, summarise
+from monai_mvreg.report.page import write_report
+from monai_mvreg.results.intervals import crossfit_intervals, extend_intervals
+
+_TEXTS = {name: str for name in ("patient", "fold", "unit", "days", "weights")}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run: the bundle, its config files and settings.
+
+    Args:
+        bundle: the folder of the bundle.
+        configs: config files on top of the bundle's own, in order.
+        dataset: the folder of the scans.
+        settings: further settings by name, ``{"epochs": 20}``, as on the command line of the bundle.
+    """
+
+    bundle: Path
+    configs: tuple[Path, ...]
+    dataset: Path
+    settings: dict[str, Any]
+
+    def arguments(self, kind: str) -> list[str]:
+        """The command line of one of the bundle's configs, ``train``, ``evaluate`` or ``inference``."""
+        files = [self.bundle / f"configs/{kind}.yaml", *self.configs]
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str([str(file) for file in files])]
+        command += ["--bundle_root", str(self.bundle), "--dataset_dir", str(self.dataset)]
+        # A setting of None would be taken for one that was not given.
+        texts = {name: "$None" if value is None else str(value) for name, value in self.settings.items()}
+        return command + [part for name, text in texts.items() for part in (f"--{name}", text)]
+
+    def parser(self) -> ConfigParser:
+        """The settings of the training, as MONAI would read them."""
+        parser = ConfigParser()
+        parser.read_config([str(self.bundle / "configs/train.yaml"), *map(str, self.configs)])
+        parser.update({"bundle_root": str(self.bundle), "dataset_dir": str(self.dataset), **self.settings})
+        return parser
+
+    def read(self, setting: str) -> Any:
+        """A setting as the training would read it, such as ``patients``."""
+        return self.parser().get_parsed_content(setting)
+
+    def cohort(self) -> Cohort:
+        """The patients as the training would read them."""
+        cohort: Cohort = self.read("patients")
+        return cohort
+
+    def permuted(self, table: Path, *, seed: int) -> Plan:
+        """The same plan with the labels shuffled between patients: all that it still finds is a leak.
+
+        Args:
+            table: where to write the table with the shuffled labels.
+            seed: of the shuffling.
+        """
+        setting = "outcomes_file" if self.read("outcomes_file") else "cohort_file"
+        rows, columns = TableRows(Path(self.read(setting))), self.read("columns")
+        names = [*columns.target, *([columns.event] if columns.event else [])]
+        first = rows.frame.drop_duplicates(columns.patient)
+        drawn = first[names].sample(frac=1, random_state=seed).set_axis(first[columns.patient], axis=0)
+        table.parent.mkdir(parents=True, exist_ok=True)
+        shuffled = rows.frame.assign(**{name: rows.frame[columns.patient].map(drawn[name]) for name in names})
+        shuffled.to_csv(table, index=False)
+        return replace(self, settings={**self.settings, setting: str(table)})
+
+
+def crossvalidate(plan: Plan, out: Path, *, folds: int = 5, seeds: Sequence[int] = (0,)) -> pd.DataFrame:
+    """Train and predict fold by fold, and write ``predictions.csv``, ``metrics.json`` and ``report.html``.
+
+    The folds are those of the cohort's table where it has any; otherwise patients are put into so many by a hash of
+    their keys, whose seed is chosen to balance targets and events.
+
+    Args:
+        plan: what is run.
+        out: the folder of the results; one that holds an unfinished run of the same plan is continued.
+        folds: number of folds, where the table has none.
+        seeds: each fold is trained once with each, and predictions are averaged.
+
+    Returns:
+        One row per patient, as in ``predictions.csv``: each predicted by models that did not see the patient.
+
+    Raises:
+        ValueError: if there are fewer than 3 folds, or the folder holds a run of another plan.
+        ChildProcessError: if a run of the bundle ends with an error; its log is named.
+    """
+    cohort = plan.cohort()
+    settings: dict[str, Any] = {}
+    names = sorted({patient.fold for patient in cohort.patients if patient.fold is not None})
+    if not names:
+        names = [str(fold) for fold in range(folds)]
+        settings = {"folds": folds, "split_seed": balanced_seed(cohort, folds)}
+    if len(names) < 3:
+        raise ValueError(f"expected at least 3 folds, to train, to choose the epoch and to test, got {names}")
+    out.mkdir(parents=True, exist_ok=True)
+    _same_plan(out / "plan.json", plan, names, settings)
+    runs = [(test, other, seed) for test in names for other, seed in zip(_others(names, test), seeds, strict=False)]
+    for test, validation, seed in tqdm(runs, "folds", unit="run", disable=None):
+        left_out = {"test_folds": [test], "validation_folds": [validation], "seed": seed}
+        _run_fold(plan, out / f"fold-{test}_seed-{seed}", {**settings, **left_out}, test)
+    parts = [
+        average([_table(out / f"fold-{name}_seed-{seed}/test/predictions.csv") for seed in seeds]) for name in names
+    ]
+    table = pd.concat(parts, ignore_index=True).sort_values("patient", ignore_index=True)
+    for target in _targets(table):
+        table = crossfit_intervals(table, target)
+    _write(table, out / "predictions.csv")
+    _report(table, out)
+    return table
+
+
+def validation_metric(out: Path, *, lower_is_better: bool) -> float:
+    """The metric of the patients that chose the epochs, at these epochs, averaged over the runs of a cross-validation.
+
+    Args:
+        out: the folder of its results.
+        lower_is_better: as the setting of that name.
+    """
+    histories = [pd.read_csv(path) for path in sorted(out.glob("fold-*_seed-*/training/history.csv"))]
+    return float(np.mean([history.iloc[:, 2].agg("min" if lower_is_better else "max") for history in histories]))
+
+
+def predict_new(plan: Plan, out: Path, table: Path) -> pd.DataFrame:
+    """Predict new patients by the mean of all models of a cross-validation, and write ``new_predictions.csv``.
+
+    Args:
+        plan: as it was cross-validated.
+        out: the folder of its results.
+        table: one row per scan of the new patients.
+
+    Returns:
+        One row per patient.
+
+    Raises:
+        FileNotFoundError: if the cross-validation is not finished.
+        ChildProcessError: if a run of the bundle ends with an error.
+    """
+    if not (out / "predictions.csv").exists():
+        raise FileNotFoundError(f"expected a finished cross-validation in {out}, found none")
+    places = sorted(done.parent for done in out.glob("fold-*_seed-*/train.done"))
+    for place in tqdm(places, "models", unit="model", disable=None):
+        own = {"model_dir": str(place / "models"), "output_dir": str(place / "new"), "cohort_file": str(table)}
+        _run(replace(plan, settings={**plan.settings, **own}), "inference", place)
+    tables = {place.name: _table(place / "new/predictions.csv") for place in places}
+    found, known = average(list(tables.values())), _table(out / "predictions.csv")
+    models = [
+        average([table for name, table in tables.items() if name.startswith(f"fold-{fold}_seed-")])
+        for fold in sorted(known["fold"].unique())
+    ]
+    for target in _targets(found):
+        found = extend_intervals(found, models, known, target)
+    _write(found, out / "new_predictions.csv")
+    return found
+
+
+def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Average the predictions of several models for the same patients.
+
+    Args:
+        tables: ``predictions.csv`` of each model; columns that are not predicted are taken from the first.
+
+    Raises:
+        ValueError: if they are of different patients.
+    """
+    # Ends of intervals are those of one model; they are fitted anew to the average.
+    ends = [f"{target}{end}" for target in _targets(tables[0]) for end in ("_low", "_high")]
+    first = tables[0].drop(columns=["median_days", *ends], errors="ignore").set_index("patient")
+    if any(set(table["patient"]) != set(first.index) for table in tables):
+        raise ValueError("expected predictions of several models for the same patients, got different ones")
+    risks = ("log_risk", "risk_")
+    predicted = [name for name in first.columns if name.endswith(("_predicted", "_spread")) or name.startswith(risks)]
+    aligned = [table.set_index("patient").loc[first.index, predicted].astype(float) for table in tables]
+    mean = sum(aligned[1:], start=aligned[0]) / len(aligned)
+    return first.assign(**{name: mean[name] for name in predicted}).reset_index()
+
+
+def _same_plan(path: Path, plan: Plan, names: Sequence[str], settings: dict[str, Any]) -> None:
+    """Write down what is run, or refuse to go on with something else."""
+    texts = {file.name: yaml.safe_load(file.read_text(encoding="utf-8")) for file in plan.configs}
+    now = {"settings": {**plan.settings, **settings}, "configs": texts, "folds": list(names)}
+    now = json.loads(json.dumps(now | {"dataset": str(plan.dataset)}))
+    if not path.exists():
+        _write_json(path, now)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if differ := sorted(name for name in now if now[name] != before.get(name)):
+        raise ValueError(f"{path.parent}: it holds a run with other {', '.join(differ)}: name another folder")
+
+
+def _run_fold(plan: Plan, place: Path, settings: dict[str, Any], fold: str) -> None:
+    """Train and test one fold, each unless it is done."""
+    place.mkdir(exist_ok=True)
+    folders = {"model_dir": str(place / "models")}
+    steps = {
+        "train": {**settings, **folders, "output_dir": str(place / "training"), "resume": True},
+        "evaluate": {**settings, **folders, "output_dir": str(place / "test"), "evaluate_folds": [fold]},
+    }
+    steps["evaluate"].pop("seed")
+    for kind, own in steps.items():
+        done = place / f"{kind}.done"
+        if done.exists():
+            continue
+        _run(replace(plan, settings={**plan.settings, **own}), kind, place)
+        done.touch()
+
+
+def _run(plan: Plan, kind: str, place: Path) -> None:
+    """Run one config of the bundle, with its output in a log."""
+    with (place / f"{kind}.log").open("w", encoding="utf-8") as log:
+        ended = subprocess.run(plan.arguments(kind), stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    if ended:
+        lines = (place / f"{kind}.log").read_text(encoding="utf-8", errors="replace").split("\n")
+        told = next((line for line in reversed(lines) if line.startswith("error: ")), f"it ended with {ended}")
+        raise ChildProcessError(f"{place.name}, {kind}: {told.removeprefix('error: ')} (all of it: {place / kind}.log)")
+
+
+def _table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=_TEXTS)
+
+
+def _others(names: Sequence[str], test: str) -> Iterator[str]:
+    """The folds behind one, in turn, without end: that which chooses the epoch in each run that tests the one."""
+    at = names.index(test)
+    return itertools.cycle([*names[at + 1 :], *names[:at]])
+
+
+def _targets(table: pd.DataFrame) -> list[str]:
+    return [name.removesuffix("_predicted") for name in table.columns if name.endswith("_predicted")]
+
+
+def _report(table: pd.DataFrame, out: Path) -> None:
+    metrics: dict[str, Any] = {}
+    sections = []
+    for target in _targets(table):
+        metrics |= summarise(table, target)
+    if "log_risk" in table.columns:
+        metrics |= _survival(table)
+    _write_json(out / "metrics.json", metrics)
+    for target in _targets(table):
+        means = {fold: table[target][table["fold"] != fold].mean() for fold in table["fold"].unique()}
+        mean = table["fold"].map(means).to_numpy(np.float64)
+        sections += evaluation_sections(out, target, baselines={"Mean of the patients of other folds": mean})
+    if sections:
+        write_report(out / "report.html", title="Cross-validation", sections=sections)
+
+
+def log_hazard(table: pd.DataFrame) -> Array:
+    """The log cumulative hazard ``(P,)`` at the last horizon: a risk that compares between the models of folds.
+
+    Their log risks do not: each has its own zero.
+
+    Args:
+        table: predictions of a time to event, with ``risk_<day>``.
+    """
+    last = [name for name in table.columns if name.startswith("risk_")][-1]
+    chance = np.clip(1 - table[last].to_numpy(np.float64), 1e-12, 1 - 1e-12)
+    return np.asarray(np.log(-np.log(chance)))
+
+
+def _survival(table: pd.DataFrame) -> dict[str, Any]:
+    """What ``metrics.json`` holds of a time to event."""
+    names = list(table.columns)
+    time, event = names[names.index("log_risk") - 2 : names.index("log_risk")]
+    days = [float(name.removeprefix("risk_")) for name in names if name.startswith("risk_")]
+    chance = 1 - table[[f"risk_{day:g}" for day in days]].to_numpy(np.float64)
+    label = table[[time, event]].to_numpy(np.float64)
+    found = survival_metrics(Forecast(log_hazard(table), days, chance), label)
+    numbers = {name: {key: None if np.isnan(v) else v for key, v in asdict(e).items()} for name, e in found.items()}
+    return {time: {"unit": "d", "patients": len(table), "events": int(label[:, 1].sum()), **numbers}}
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    with written_whole(path) as unfinished:
+        table.to_csv(unfinished, index=False, float_format="%.7g")
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")

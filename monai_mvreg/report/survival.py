@@ -1,0 +1,341 @@
+"""Show an evaluation of a time to event: a table of risks becomes metrics with intervals, curves and one HTML file.
+
+``predictions.csv`` has one row per patient with time in days, event (1, or 0 for censored) and ``log_risk``, higher is
+sooner; rows without a measured time are left out and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from monai_mvreg.metrics.bootstrap import Array, Estimate
+from monai_mvreg.metrics.survival import (
+    Forecast,
+    auc_over_time,
+    d_calibration,
+    event_curve,
+    kaplan_meier,
+    survival_differences,
+    survival_metrics,
+)
+from monai_mvreg.report.limits import must_not
+from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, rounded, span, write_report
+from monai_mvreg.report.subgroups import risk_subgroups
+from monai_mvreg.results.calibration import Baseline, fit_baseline, read_part, write_part
+
+_log = logging.getLogger(__name__)
+_GROUPS = ("lowest third of risk", "middle third", "highest third")
+_SHADES = ("#7aa6c9", "#4a4a4a", "#9c2f2f")
+_WIDTHS = (1.0, 1.8, 3.0)  # so that they are told apart without colour
+_AUC_DAYS = 12
+_LIMITS = (
+    "Censoring is taken to tell nothing about the event. The intervals show how much the numbers would move with other "
+    "patients of the same kind; they do not cover other hospitals, scanners or protocols, nor another run of the "
+    "training. The numbers speak for new patients only where no patient took part in training, in choosing the model "
+    "or in fitting its curves: the validation patients of a training did the latter two, so evaluate on others."
+)
+
+
+def fit_curves(folder: str, curves: str, *, target: Sequence[str], horizons: Sequence[float]) -> None:
+    """Fit the curves of a trained model on its held-out patients, and report on them; for the end of a training.
+
+    Args:
+        folder: holds ``predictions.csv`` of patients who were not trained on; chances are added to it.
+        curves: the JSON file to write.
+        target: names of the columns with time and event.
+        horizons: days for which chances are told.
+
+    Raises:
+        ValueError: if none of the patients has an event.
+    """
+    table = _read(folder)
+    known = table[table[target[0]].notna()]
+    baseline = fit_baseline(known["log_risk"].to_numpy(np.float64), known[list(target)].to_numpy(np.float64))
+    write_part(baseline, curves)
+    risk = table["log_risk"].to_numpy(np.float64)
+    at = list(table.columns).index("log_risk") + 1
+    median = baseline.median_days(risk)
+    table.insert(at, "median_days", np.where(np.isfinite(median), median, np.nan))
+    for i, day in enumerate(horizons, start=1):
+        table.insert(at + i, f"risk_{day:g}", 1 - baseline.survival(risk, np.array([day]))[:, 0])
+    table.to_csv(Path(folder) / "predictions.csv", index=False, float_format="%.7g")
+    report_on(folder, curves, target=target, horizons=horizons)
+
+
+def report_on(folder: str, curves: str, *, target: Sequence[str], horizons: Sequence[float]) -> None:
+    """Turn ``predictions.csv`` into ``metrics.json`` and ``report.html`` in the same folder; for the end of a run.
+
+    Args:
+        folder: holds ``predictions.csv`` with measured times.
+        curves: what :func:`fit_curves` wrote.
+        target: names of the columns with time and event.
+        horizons: days at which chances are judged, increasing.
+    """
+    place, table, baseline = Path(folder), _read(folder), read_part(Baseline, curves)
+    found = summarise_risk(table, baseline, target=target, horizons=horizons)
+    (place / "metrics.json").write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
+    stored = found[target[0]]
+    _log.info(
+        "%s: concordance %.3f [%.3f, %.3f], %d patients, %d events; D-calibration p %.3f",
+        *(target[0], *(stored["harrell"][key] or math.nan for key in ("value", "low", "high"))),
+        *(stored["patients"], stored["events"], stored["d_calibration_p"]),
+    )
+    sections = survival_sections(table, baseline, stored, target=target, horizons=horizons)
+    title = f"Time to {target[1]}"
+    _log.info("report: %s", write_report(place / "report.html", title=title, sections=sections))
+
+
+def summarise_risk(
+    table: pd.DataFrame, baseline: Baseline, *, target: Sequence[str], horizons: Sequence[float]
+) -> dict[str, Any]:
+    """What ``metrics.json`` holds: the metrics of a time to event with 95 % intervals over patients.
+
+    Args:
+        table: one row per patient, with time, event and ``log_risk``.
+        baseline: the curves.
+        target: names of the columns with time and event.
+        horizons: days at which chances are judged, increasing.
+
+    Returns:
+        ``{time: {"unit", "patients", "left_out", "events", "d_calibration_p", "harrell": {"value", "low", "high"},
+        ...}}`` with the metrics of :func:`~monai_mvreg.metrics.survival.survival_metrics`; a number that does not exist
+        is None.
+    """
+    risk, label, left_out = _pairs(table, target)
+    forecast = Forecast(risk, horizons, baseline.survival(risk, np.asarray(horizons, dtype=np.float64)))
+    found: dict[str, Any] = {
+        **{"unit": "d", "patients": len(risk), "left_out": left_out, "events": int(label[:, 1].sum())},
+        "d_calibration_p": d_calibration(_own(baseline, risk, label), label),
+    }
+    for name, estimate in survival_metrics(forecast, label).items():
+        found[name] = {key: None if math.isnan(value) else value for key, value in asdict(estimate).items()}
+    return {target[0]: found}
+
+
+def survival_sections(
+    table: pd.DataFrame,
+    baseline: Baseline,
+    stored: dict[str, Any],
+    *,
+    target: Sequence[str],
+    horizons: Sequence[float],
+) -> list[Section]:
+    """The parts of a report: numbers in plain words, the comparison with no model, curves and limits.
+
+    Args:
+        table: one row per patient, with time, event and ``log_risk``.
+        baseline: the curves.
+        stored: the metrics of :func:`summarise_risk`.
+        target: names of the columns with time and event.
+        horizons: days at which chances are judged, increasing.
+    """
+    risk, label, _ = _pairs(table, target)
+    days = np.asarray(horizons, dtype=np.float64)
+    forecast = Forecast(risk, horizons, baseline.survival(risk, days))
+    times, chance = kaplan_meier(label)
+    marginal = np.concatenate([[1.0], chance])[np.searchsorted(times, days, side="right")]
+    nobody = Forecast(np.zeros(len(risk)), horizons, np.tile(marginal, (len(risk), 1)))
+    apart = survival_differences(forecast, nobody, label, names=[f"brier_{day:g}" for day in horizons])
+    groups = np.searchsorted(np.quantile(risk, [1 / 3, 2 / 3]), risk).astype(np.float64)
+    caption = (
+        "Steps: share of patients without the event, by Kaplan-Meier, for each third of predicted risk; the higher the "
+        "risk, the thicker the line. Dashed lines: the mean of the predicted curves of the same patients. Where both "
+        "agree the chances are true. Below: patients at risk, still under observation and without the event."
+    )
+    calibrated = (
+        "Share of the patients with the event by a day, among patients of about the same predicted chance, corrected "
+        "for censoring. On the dashed line the chances are true."
+    )
+    known = table[table[target[0]].notna()]
+    expected = -np.log(np.maximum(_own(baseline, risk, label), 1e-12))
+    return [
+        _summary(stored, horizons),
+        _comparison(apart, horizons),
+        Section("Curves", "", figure_curves(label, groups, baseline, risk), caption),
+        *_over_time(risk, label),
+        Section("Calibration", "", figure_calibration(forecast, label), calibrated),
+        risk_subgroups(known, risk, label=label, expected=expected),
+        must_not(known, target[0], unit="d", time=True),
+        Section("Limits", _LIMITS),
+    ]
+
+
+def figure_curves(label: Array, groups: Array, baseline: Baseline, risk: Array) -> Figure:
+    """Observed and mean predicted survival of groups of patients.
+
+    Args:
+        label: ``(P, 2)``, time in days and event.
+        groups: ``(P,)``, 0, 1 or 2.
+        baseline: the curves.
+        risk: log risk ``(P,)``.
+    """
+    figure = Figure(figsize=(6.5, 5.0), layout="constrained")
+    axes, below = figure.subplots(2, sharex=True, height_ratios=[5, 1])
+    days = np.linspace(0, float(label[:, 0].max()), 200)
+    for group, (name, shade, width) in enumerate(zip(_GROUPS, _SHADES, _WIDTHS, strict=True)):
+        mine = groups == group
+        if not mine.any():
+            continue
+        times, chance = kaplan_meier(label[mine])
+        axes.step([0.0, *times], [1.0, *chance], where="post", color=shade, linewidth=width, label=name)
+        axes.plot(days, baseline.survival(risk[mine], days).mean(0), "--", color=shade, linewidth=0.6 * width)
+    axes.set(ylim=(0, 1.02), xlim=(0, days[-1]))
+    axes.legend(frameon=False, fontsize=9, labelcolor=QUIET)
+    calm(axes, "time [d]", "without the event")
+    axes.tick_params(labelbottom=True)
+    ticks = [day for day in axes.get_xticks() if 0 <= day <= days[-1]]
+    below.set(ylim=(len(_GROUPS) - 0.4, -0.6), yticks=range(len(_GROUPS)), yticklabels=_GROUPS)
+    for group in range(len(_GROUPS)):
+        for day in ticks:
+            at_risk = int((label[groups == group, 0] >= day).sum())
+            below.annotate(str(at_risk), (day, group), ha="center", va="center", fontsize=9, annotation_clip=False)
+    below.set_title("patients at risk", fontsize=9, loc="left", color=QUIET)
+    below.tick_params(length=0, pad=16, labelbottom=False, labelsize=9, colors=QUIET)
+    below.spines[:].set_visible(False)
+    return figure
+
+
+def figure_auc(days: Sequence[float], found: Sequence[Estimate]) -> Figure:
+    """The chance that a patient with an event by a day has the higher risk than one without, over the days.
+
+    Args:
+        days: increasing.
+        found: one estimate for each day.
+    """
+    figure = Figure(figsize=(6.5, 3.4), layout="constrained")
+    axes = figure.subplots()
+    low, value, high = (np.array([getattr(one, end) for one in found]) for end in ("low", "value", "high"))
+    axes.fill_between(days, low, high, color=QUIET, alpha=0.2, linewidth=0)
+    axes.plot(days, value, "o-", color=INK, markersize=4)
+    axes.axhline(0.5, color=QUIET, linestyle="--", linewidth=1)
+    axes.set(ylim=(min(0.4, float(np.nanmin(low, initial=0.4))) - 0.02, 1.02), xlim=(0, None))
+    calm(axes, "time [d]", "AUC")
+    return figure
+
+
+def figure_calibration(forecast: Forecast, label: Array) -> Figure:
+    """Observed share of events against predicted chance, a smooth curve for each horizon.
+
+    Args:
+        forecast: with chances.
+        label: ``(P, 2)``, time in days and event.
+    """
+    figure = Figure(figsize=(5.0, 5.0), layout="constrained")
+    axes, styles = figure.subplots(), ["-", "-.", ":"]
+    axes.plot([0, 1], [0, 1], "--", color=QUIET, linewidth=1)
+    for place, day in enumerate(forecast.days):
+        chances, shares = event_curve(forecast, label, day)
+        shade, style = _SHADES[place % len(_SHADES)], styles[place % len(styles)]
+        axes.plot(chances, shares, style, color=shade, label=f"day {day:g}")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.legend(frameon=False, fontsize=9, labelcolor=QUIET)
+    calm(axes, "predicted chance of the event", "observed share")
+    return figure
+
+
+def _over_time(risk: Array, label: Array) -> list[Section]:
+    """The AUC over the days in which most events lie; nothing where all events are of one day."""
+    events = label[label[:, 1] > 0, 0]
+    days = np.unique(np.ceil(np.quantile(events, np.linspace(0.1, 0.9, _AUC_DAYS))))
+    days = days[(days > 0) & (days < label[:, 0].max())]
+    if len(days) < 2:
+        return []
+    found = auc_over_time(risk, label, days.tolist())
+    caption = (
+        "For each day, the chance that a patient with an event by then has the higher risk than one without (AUC; "
+        "1: always, 0.5, dashed: no better than chance), between the days by which a tenth and nine tenths of the "
+        "events were seen. Grey: 95 % interval over patients."
+    )
+    last = len(days) - 1
+    rows = [
+        (
+            f"{days[i]:g}",
+            str(int((events <= days[i]).sum())),
+            str(int((label[:, 0] > days[i]).sum())),
+            rounded(found[i].value),
+            span(found[i]),
+        )
+        for i in sorted({0, last // 3, 2 * last // 3, last})
+    ]
+    columns = ["Day", "With an event by then", "Still without", "AUC", "95 % interval"]
+    return [
+        Section("Order over time", "", figure_auc(days.tolist(), found), caption, pd.DataFrame(rows, columns=columns))
+    ]
+
+
+def _own(baseline: Baseline, risk: Array, label: Array) -> Array:
+    """The predicted chance ``(P,)`` of no event through each patient's own time."""
+    return np.array([baseline.survival(risk[i : i + 1], label[i : i + 1, 0])[0, 0] for i in range(len(risk))])
+
+
+def _summary(stored: dict[str, Any], horizons: Sequence[float]) -> Section:
+    order, left = _estimate(stored["harrell"]), stored["left_out"]
+    left_out = f" ({left} more had no measured time)" if left else ""
+    worth = "It is not shown that the risks order patients better than chance does."
+    if order.low > 0.5:
+        worth = "The risks order patients better than chance does."
+    p = stored["d_calibration_p"]
+    truth = "contradict" if p < 0.05 else "do not contradict"
+    text = (
+        f"In {stored['patients']} patients with {stored['events']} events{left_out}, the one with the higher risk had "
+        f"the event first in {rounded(100 * order.value)} of 100 pairs whose order is known; with other patients of "
+        f"the same kind this would probably be {span(_times(order, 100))}. {worth}\n\nThe observed times {truth} the "
+        f"predicted chances (D-calibration, p = {rounded(p)}).{caution(stored['patients'])}"
+    )
+    rows = [("Concordance (Harrell)", "harrell"), (f"Concordance up to day {horizons[-1]:g} (Uno)", "uno")]
+    for day in horizons:
+        rows.append((f"AUC at day {day:g}", f"auc_{day:g}"))
+        rows.append((f"Brier score at day {day:g}", f"brier_{day:g}"))
+        rows.append((f"Observed over expected events by day {day:g}", f"observed_to_expected_{day:g}"))
+        rows.append((f"Integrated calibration index at day {day:g}", f"ici_{day:g}"))
+    rows += [("Integrated Brier score", "ibs")] if "ibs" in stored else []
+    rows.append(("Slope of the log risk", "slope"))
+    cells = [(name, rounded(_estimate(stored[key]).value), span(_estimate(stored[key]))) for name, key in rows]
+    return Section("Summary", text, table=pd.DataFrame(cells, columns=["Measure", "Value", "95 % interval"]))
+
+
+def _comparison(apart: dict[str, Estimate], horizons: Sequence[float]) -> Section:
+    names = [f"brier_{day:g}" for day in horizons]
+    cells = [
+        (f"Brier score at day {day:g}", rounded(apart[name].value), span(apart[name]))
+        for day, name in zip(horizons, names, strict=True)
+    ]
+    shown = [f"day {day:g}" for day, name in zip(horizons, names, strict=True) if apart[name].high < 0]
+    text = (
+        "The model minus one curve for all, the Kaplan-Meier curve of these very patients. A difference below zero "
+        "favours the model; it counts as shown where the whole interval lies below zero: "
+        f"{', '.join(shown) if shown else 'at none of these days'}."
+    )
+    return Section("Comparison", text, table=pd.DataFrame(cells, columns=["Measure", "Difference", "95 % interval"]))
+
+
+def _pairs(table: pd.DataFrame, target: Sequence[str]) -> tuple[Array, Array, int]:
+    """Log risk and label of the patients with a measured time, and the number of the others."""
+    known = table[table[target[0]].notna()]
+    if known.empty:
+        raise ValueError("predictions: expected patients with a measured time, got none")
+    label = known[list(target)].to_numpy(np.float64)
+    return known["log_risk"].to_numpy(np.float64), label, len(table) - len(known)
+
+
+def _read(folder: str) -> pd.DataFrame:
+    text = {name: str for name in ("patient", "fold", "unit", "days", "weights")}
+    return pd.read_csv(Path(folder) / "predictions.csv", dtype=text)
+
+
+def _estimate(stored: dict[str, float | None]) -> Estimate:
+    return Estimate(**{key: math.nan if value is None else value for key, value in stored.items()})
+
+
+def _times(estimate: Estimate, factor: float) -> Estimate:
+    return Estimate(factor * estimate.value, factor * estimate.low, factor * estimate.high)

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from make_dicom import write_series
+from tiny_model import BUNDLE, SETTINGS, write_model, write_scan
+
+from monai_mvreg.trained.trained_model import embed_scan, header_of, look, read_trained
+from monai_mvreg.trained.training_domain import read_domain
+
+CPU = torch.device("cpu")
+
+
+def test_a_model_comes_back_with_its_weights_in_evaluation_mode(tmp_path: Path) -> None:
+    models = write_model(tmp_path / "models")
+    [member] = read_trained(BUNDLE, models, CPU).members
+    stored = torch.load(models / "model.pt", weights_only=True)
+    assert all(torch.equal(value, stored[name]) for name, value in member.network.state_dict().items())
+    assert not member.network.training
+
+
+def test_networks_of_a_cross_validation_do_not_share_parts(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_model(tmp_path / f"fold-a_seed-{seed}" / "models", seed=seed)
+    one, other = read_trained(BUNDLE, tmp_path, CPU).members
+    assert not torch.equal(one.network.head.weight, other.network.head.weight)
+    assert (one.fold, other.fold) == ("a", "a")
+
+
+def test_models_of_other_settings_are_no_ensemble(tmp_path: Path) -> None:
+    write_model(tmp_path / "fold-a_seed-0" / "models")
+    write_model(tmp_path / "fold-b_seed-0" / "models", unit="L")
+    with pytest.raises(ValueError, match="expected models of the same settings, others are those of fold-b_seed-0"):
+        read_trained(BUNDLE, tmp_path, CPU)
+
+
+@pytest.mark.parametrize("lost", ["model.pt", "domain.json", "intervals.json"])
+def test_a_part_that_is_missing_is_named(lost: str, tmp_path: Path) -> None:
+    models = write_model(tmp_path / "models")
+    (models / lost).unlink()
+    with pytest.raises(FileNotFoundError, match=lost):
+        read_trained(BUNDLE, models, CPU)
+
+
+def test_where_nothing_was_trained_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"expected a trained model in .*: train first, or name its folder"):
+        read_trained(BUNDLE, tmp_path, CPU)
+    with pytest.raises(FileNotFoundError, match=r"expected a bundle with configs/inference\.yaml in .*: give --bundle"):
+        read_trained(tmp_path, tmp_path, CPU)
+
+
+def test_settings_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
+    models = write_model(tmp_path / "models")
+    settings = {name: value for name, value in SETTINGS.items() if name != "own"}
+    (models / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="expected the settings of a training by this version: train again"):
+        read_trained(BUNDLE, models, CPU)
+
+
+def test_weights_are_read_as_numbers_and_never_as_code(tmp_path: Path) -> None:
+    models = write_model(tmp_path / "models")
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save(Evil(), models / "model.pt")
+    with pytest.raises(Exception, match=r"[Ww]eights"):
+        read_trained(BUNDLE, models, CPU)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_setting_of_ones_own_that_others_refer_to_comes_along(tmp_path: Path) -> None:
+    intensity = [{**SETTINGS["intensity"][0], "a_max": "@brightest", "b_max": "$math.pi"}]
+    own = {"brightest": 200, "imports": ["$import math"]}
+    trained = read_trained(BUNDLE, write_model(tmp_path / "models", intensity=intensity, own=own, brightest=200), CPU)
+    scan = write_scan(tmp_path / "scan.nii", seed=1, level=100.0)
+    image = trained.transform({"image": str(scan)})["image"]
+    assert float(image.mean()) == pytest.approx(3.14159 / 2, abs=0.2)
+
+
+def test_a_scan_is_looked_at_before_it_is_prepared(tmp_path: Path) -> None:
+    trained = read_trained(BUNDLE, write_model(tmp_path / "models"), CPU)
+    series = str(write_series(tmp_path / "series"))  # pixels 0 to 51 in steps, 0.25 x 0.5 x 2 mm
+    facts, image = look(series, header_of(series, trained.reader), trained.transform)
+    assert (facts.modality, facts.spacing) == ("MR", (0.25, 0.5, 2.0))
+    assert facts.intensity[2] == pytest.approx(25.5)
+    assert tuple(image.shape) == (1, 6, 6, 4) and float(image.max()) < 1
+
+
+def test_an_embedding_does_not_depend_on_the_mode_of_a_training(tmp_path: Path) -> None:
+    [member] = read_trained(BUNDLE, write_model(tmp_path / "models"), CPU).members
+    image = torch.rand(1, 6, 6, 4)
+    expected = member.network.encoder(image[None])[0]
+    torch.testing.assert_close(embed_scan(member.network, image), expected.detach())
+
+
+def test_what_a_training_saw_is_written_down(tmp_path: Path) -> None:
+    domain = read_domain(write_model(tmp_path / "models") / "domain.json")
+    assert (domain.patients, domain.scans, domain.follow_up) == (13, (2, 2), (300.0, 300.0))
+    assert domain.spacing == ((1.0, 1.0), (1.0, 1.0), (2.0, 2.0))
+    assert domain.intensity[2] == pytest.approx((50, 50), abs=2)
+    assert domain.targets["volume"][0] == 0 and domain.targets["volume"][-1] == 12
+    assert domain.cloud is not None and len(domain.cloud.distances) == 14

@@ -1,0 +1,226 @@
+"""A bundle's run: a mistyped setting is refused, and an error a user can mend is one line."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from monai_mvreg.cohort.table import Columns, read_cohort
+from monai_mvreg.training import workflow
+from monai_mvreg.training.workflow import explain_errors, refuse_unread_settings, user_error
+
+CONFIG: dict[str, Any] = {
+    "bundle_root": ".",
+    "epochs": 3,
+    "learning_rate": 0.1,
+    "network": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": "@epochs"},
+    "imports": ["$import monai_mvreg.training.workflow as workflow"],
+    "initialize": ["$workflow.refuse_unread_settings(@bundle_root + '/configs')"],
+    "run": ["$@epochs * 2"],
+}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle with two configs; ``beta`` is a setting of the second alone."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/train.yaml").write_text(yaml.safe_dump({**CONFIG, "bundle_root": str(tmp_path)}))
+    (tmp_path / "configs/evaluate.yaml").write_text(yaml.safe_dump({"beta": 1}))
+    return tmp_path
+
+
+def start(bundle: Path, **overrides: Any) -> list[Any]:
+    run = ConfigWorkflow(
+        config_file=str(bundle / "configs/train.yaml"),
+        meta_file=None,
+        logging_file=False,
+        workflow_type="train",
+        **overrides,
+    )
+    run.initialize()
+    return list(run.run())
+
+
+def cause(error: BaseException) -> str:
+    found = user_error(error)
+    assert found is not None
+    return str(found)
+
+
+# ---- Settings that nothing reads -------------------------------------------------------------------------------------
+
+
+def test_a_config_without_overrides_starts(bundle: Path) -> None:
+    assert start(bundle) == [6]
+
+
+def test_a_known_setting_may_be_overridden(bundle: Path) -> None:
+    assert start(bundle, epochs=5) == [10]
+
+
+@pytest.mark.parametrize(("typo", "meant"), [("epoch", "epochs"), ("learning_rat", "learning_rate")])
+def test_a_mistyped_setting_is_refused_with_the_nearest_name(bundle: Path, typo: str, meant: str) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        start(bundle, **{typo: 1})
+    assert cause(caught.value) == f"expected a setting of the bundle, got {typo!r}: did you mean {meant!r}?"
+
+
+def test_a_setting_that_resembles_none_is_refused_too(bundle: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        start(bundle, zzzzzz=1)
+    assert cause(caught.value) == "expected a setting of the bundle, got 'zzzzzz'"
+
+
+def test_a_setting_of_another_config_of_the_bundle_is_allowed(bundle: Path) -> None:
+    assert start(bundle, beta=2) == [6]
+
+
+@pytest.mark.parametrize("reference", ["@wide", "$@wide + 1"])
+def test_a_new_setting_that_is_referred_to_is_allowed(bundle: Path, reference: str) -> None:
+    assert start(bundle, wide=4, network={"_target_": "torch.nn.Linear", "in_features": 2, "out_features": reference})
+
+
+def test_a_nested_override_is_allowed(bundle: Path) -> None:
+    assert start(bundle, **{"network#in_features": 7}) == [6]
+
+
+def test_a_plain_parser_is_checked_as_well(bundle: Path) -> None:
+    parser = ConfigParser({**CONFIG, "bundle_root": str(bundle), "epoch": 1})
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("initialize")
+    assert "did you mean 'epochs'" in cause(caught.value)
+
+
+def test_a_call_from_elsewhere_is_refused(bundle: Path) -> None:
+    with pytest.raises(RuntimeError, match="called from a config"):
+        refuse_unread_settings(str(bundle / "configs"))
+
+
+# ---- Errors ----------------------------------------------------------------------------------------------------------
+
+
+def failing(expression: str) -> BaseException:
+    """The error of a config whose run fails three levels deep."""
+    parser = ConfigParser(
+        {
+            "imports": ["$import monai_mvreg.cohort.table as table"],
+            "cohort": expression,
+            "items": "$list(@cohort)",
+            "run": ["$@items"],
+        }
+    )
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("run")
+    return caught.value
+
+
+def test_our_error_is_found_under_the_nesting_of_a_config() -> None:
+    error = failing("$table.read_cohort('nowhere.csv', table.Columns(), images='.')")
+    assert isinstance(user_error(error), FileNotFoundError)
+    assert "found no file nowhere.csv" in cause(error)
+
+
+def test_our_error_raised_in_place_of_a_foreign_one_is_found(tmp_path: Path) -> None:
+    table = tmp_path / "cohort.csv"
+    table.write_text("patient,path,date\na,cohort.csv,31 Brumaire\n")
+    error = failing(f"$table.read_cohort({str(table)!r}, table.Columns(date='date'), images={str(tmp_path)!r})")
+    assert "expected a date such as 2026-03-31, got '31 Brumaire'" in cause(error)
+
+
+@pytest.mark.parametrize("expression", ["$1 / 0", "$int('x')", "$[1][2]"])
+def test_foreign_errors_are_not_taken_for_ours(expression: str) -> None:
+    assert user_error(failing(expression)) is None
+
+
+def test_an_error_of_a_library_inside_our_call_is_not_taken_for_ours() -> None:
+    assert user_error(failing("$table.write_cohort(None, '.')")) is None
+
+
+def test_a_foreign_error_put_in_place_of_ours_is_not_taken_for_ours() -> None:
+    with pytest.raises(KeyError) as caught:
+        try:
+            read_cohort("nowhere.csv", Columns(), images=".")
+        except FileNotFoundError:
+            raise KeyError("theirs") from None
+    assert user_error(caught.value) is None
+
+
+def shown(error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What an uncaught error prints."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    explain_errors()
+    sys.excepthook(type(error), error, error.__traceback__)
+    return capsys.readouterr().err
+
+
+def test_an_error_of_ours_is_printed_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MVREG_TRACEBACK", raising=False)
+    error = failing("$table.read_cohort('nowhere.csv', table.Columns(), images='.')")
+    assert shown(error, monkeypatch, capsys).strip() == "error: expected a table, found no file nowhere.csv"
+
+
+def test_a_foreign_error_is_printed_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("MVREG_TRACEBACK", raising=False)
+    text = shown(failing("$1 / 0"), monkeypatch, capsys)
+    assert "Traceback" in text and "ZeroDivisionError" in text
+
+
+def test_everything_is_printed_whole_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MVREG_TRACEBACK", "1")
+    error = failing("$table.read_cohort('nowhere.csv', table.Columns(), images='.')")
+    assert "Traceback" in shown(error, monkeypatch, capsys)
+
+
+def test_a_hook_that_is_in_use_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(*_: Any) -> None: ...
+
+    monkeypatch.setattr(sys, "excepthook", other)
+    workflow.explain_errors()
+    assert sys.excepthook is other
+
+
+@pytest.mark.parametrize(
+    ("expression", "kept"), [("$table.read_cohort('x', table.Columns(), images='.')", False), ("$1 / 0", True)]
+)
+def test_a_log_shows_the_traceback_of_foreign_errors_alone(expression: str, kept: bool) -> None:
+    error = failing(expression)
+    record = logging.LogRecord("x", logging.ERROR, "x", 1, "x", (), (type(error), error, error.__traceback__))
+    assert workflow._no_traceback(record) is kept
+
+
+# ---- What a prediction needs later -----------------------------------------------------------------------------------
+
+
+def test_settings_are_saved_with_all_that_they_refer_to_and_nothing_else(bundle: Path) -> None:
+    parts: dict[str, Any] = {name: [] for name in ("target", "channels", "spatial_size", "encoder", "pool", "outputs")}
+    config = {
+        **CONFIG,
+        **parts,
+        "columns": {"day": "day"},
+        "unit": "$@dataset_dir",
+        "dataset_dir": "elsewhere",
+        "reader": {"dtype": "$pathlib.Path"},
+        "grid": [{"size": "@size"}],
+        "size": "$@margin * 2",
+        "margin": 3,
+        "unused": 4,
+        "intensity": [],
+        "loss": {"delta": "%margin"},
+        "imports": [*CONFIG["imports"], "$import pathlib", "$import shutil"],
+        "run": ["$workflow.save_settings(@bundle_root + '/settings.json', unit='mL')"],
+        "bundle_root": str(bundle),
+    }
+    (bundle / "configs/train.yaml").write_text(yaml.safe_dump(config))
+    start(bundle)
+    saved = json.loads((bundle / "settings.json").read_text())
+    assert saved["own"] == {"size": "$@margin * 2", "margin": 3, "imports": ["$import pathlib"]}
+    assert (saved["unit"], saved["dated"], saved["horizons"], saved["loss"]) == ("mL", True, None, {"delta": 3})

@@ -13,7 +13,7 @@ from make_dicom import write_series
 from monai.bundle import ConfigParser
 
 from monai_mvreg.results.calibration import Baseline, Interval, write_intervals, write_part
-from monai_mvreg.trained.trained_model import learn_domain
+from monai_mvreg.trained.training_domain import learn_domain
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 POOL = {"_target_": "monai_mvreg.networks.pools.GatedAttentionPool", "size": "@embedding_size"}

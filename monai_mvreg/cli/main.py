@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:  # a config wraps what its parts raise
-        from monai_mvreg.training.workflow import user_error
+        from monai_mvreg.errors import user_error
 
         # A file that is missing, in the way or not allowed is named by the error, wherever it was raised.
         cause = error if isinstance(error, OSError) else user_error(error)

@@ -21,12 +21,12 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.sessions import Sessions
 
+from monai_mvreg.errors import user_error
 from monai_mvreg.label.reply import answer
 from monai_mvreg.label.request import CHOICES, Question, read_question
 from monai_mvreg.label.stores import ArchiveStore, FolderStore, NotThereError, gather
 from monai_mvreg.predict.prediction import PURPOSE
 from monai_mvreg.predict.predictor import Predictor
-from monai_mvreg.training.workflow import user_error
 
 logger = logging.getLogger(__name__)
 MODEL = "mvreg"

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
-from monai_mvreg.deploy.pydicom_names import restore_pydicom_names
+from monai_mvreg.label.serve import restore_pydicom_names
 
 restore_pydicom_names()
 

@@ -9,14 +9,16 @@ import json
 import os
 import sys
 import tempfile
+import types
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from monai_mvreg.deploy.pydicom_names import restore_pydicom_names
+import pydicom.uid
 
 APP = Path(__file__).parent
 _SERVICE = "monai_mvreg.label.guard:app"
+_PYDICOM_2 = "pydicom._storage_sopclass_uids"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -69,6 +71,16 @@ def prepare_work(work: Path) -> Path:
     os.environ.setdefault("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(places["dicom"]))
     (work / "logging.json").write_text(json.dumps(_logging()), encoding="utf-8")
     return places["app"]
+
+
+def restore_pydicom_names() -> None:
+    """Put back a module of pydicom 2 that pydicom-seg, which MONAI Label imports, looks for beside pydicom 3.
+
+    It holds the one name that pydicom-seg 0.4.1 takes from it. Every process of the server needs it.
+    """
+    module = types.ModuleType(_PYDICOM_2)
+    module.SegmentationStorage = pydicom.uid.SegmentationStorage  # type: ignore[attr-defined]
+    sys.modules.setdefault(_PYDICOM_2, module)
 
 
 def _logging() -> dict[str, object]:

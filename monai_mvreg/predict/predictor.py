@@ -21,6 +21,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from monai_mvreg.cache.fingerprint import fingerprint
 from monai_mvreg.cache.scan_embeddings import entry_name, read_embedding, write_embedding
 from monai_mvreg.cohort.table import Cohort
+from monai_mvreg.errors import user_error
 from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.predict.prediction import (
     Caution,
@@ -37,9 +38,8 @@ from monai_mvreg.results.calibration import cross_interval
 from monai_mvreg.scans.content_hash import codec_releases, content_hashes, scan_content
 from monai_mvreg.scans.find import Scan
 from monai_mvreg.scans.formats.byte_ranges import ScanError
-from monai_mvreg.trained.trained_model import Member, Trained, embed_scan, header_of, look, read_residuals, read_trained
-from monai_mvreg.trained.training_domain import SHARES, ScanFacts
-from monai_mvreg.training.workflow import user_error
+from monai_mvreg.trained.trained_model import Member, Trained, read_residuals, read_trained
+from monai_mvreg.trained.training_domain import SHARES, ScanFacts, embed_scan, header_of, look
 
 _LEAST = 9  # patients for an interval that holds 90 % of new ones
 _POINTS = 200  # of a survival curve in the result

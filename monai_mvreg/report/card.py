@@ -20,8 +20,7 @@ import pandas as pd
 from monai_mvreg.report import tripod
 from monai_mvreg.report.card_data import UNRECORDED, RunRecord, evaluation_data, read_record, training_data, whose
 from monai_mvreg.report.evaluation import evaluation_sections
-from monai_mvreg.report.limits import RESEARCH, must_not
-from monai_mvreg.report.page import Section, as_markdown, rounded, write_report
+from monai_mvreg.report.page import RESEARCH, Section, as_markdown, must_not, rounded, write_report
 from monai_mvreg.report.settings_in_words import part_in_words, resolve, steps_in_words
 from monai_mvreg.report.survival import survival_sections
 from monai_mvreg.results.calibration import Baseline, read_part

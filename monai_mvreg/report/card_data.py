@@ -13,7 +13,7 @@ import yaml
 
 from monai_mvreg.report import tripod
 from monai_mvreg.report.page import Section, rounded
-from monai_mvreg.report.subgroups import days_spanned
+from monai_mvreg.results.levels import days_spanned
 from monai_mvreg.trained.training_record import describe_group, quantiles_of, spread_of
 from monai_mvreg.trained.weights import weights_file
 

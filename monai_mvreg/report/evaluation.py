@@ -28,8 +28,7 @@ from monai_mvreg.metrics.regression import (
     mean_absolute_error,
 )
 from monai_mvreg.metrics.smooth import CalibrationCurve
-from monai_mvreg.report.limits import must_not
-from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, rounded, span, value, write_report
+from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, must_not, rounded, span, value, write_report
 from monai_mvreg.report.subgroups import error_subgroups
 
 _log = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ from monai_mvreg.metrics.bootstrap import Estimate
 INK, QUIET = "#1f4e79", "#4a4a4a"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SENTENCE = 36  # letters
+RESEARCH = "For research use only. This is not a medical device: nothing here may guide the care of a patient."
 FEW = 20  # patients: below, percentile intervals of the bootstrap miss the truth far more often than they say
 
 
@@ -208,3 +209,35 @@ def _jpeg_uri(picture: bytes) -> str:
 def _long(table: pd.DataFrame) -> list[bool]:
     """Which columns hold sentences: those begin at the left and are broken into lines."""
     return [any(isinstance(cell, str) and len(cell) > 30 for cell in table[name]) for name in table]
+
+
+def must_not(table: pd.DataFrame, target: str, *, unit: str, time: bool) -> Section:
+    """Name the uses that the evaluation does not support.
+
+    Args:
+        table: predictions of patients with a measured value, with ``scans`` and ``days`` where these are known.
+        target: name of the column with the measured values.
+        unit: its unit, ``"1"`` for none.
+        time: true for a time to an event.
+    """
+    low, high = (value(float(end), unit) for end in (table[target].min(), table[target].max()))
+    seen = f"followed for {low} to {high}" if time else f"with values from {low} to {high}"
+    if "scans" in table:
+        few, many = int(table["scans"].min()), int(table["scans"].max())
+        seen += f", {few} scan{'s' * (few > 1)} each" if few == many else f", {few} to {many} scans each"
+    if "days" in table:
+        span = max(max(map(float, str(days).split(";"))) for days in table["days"])
+        seen += f", {rounded(span)} days at most from the first scan to the last" if span else ", all of one day"
+    alone = "A patient's number taken as certain: many lie further off than the mean error says."
+    if time:
+        alone = "Chances beyond the last horizon, or the median day of a patient: neither was judged."
+    uses = [
+        "Diagnosis, treatment, triage or follow-up of a patient, or any step that leads to these without a person.",
+        f"Patients unlike the {len(table)} seen here ({seen}), and other hospitals, scanners or protocols.",
+        "Groups that are marked as few or not shown at all under “Groups of patients”.",
+        alone,
+        "What a treatment would change, or why: the model says what goes together, not what causes what.",
+        "A decision above or below a threshold: none was examined.",
+    ]
+    text = f"{RESEARCH} Above all it must not be used for:\n\n" + "\n".join(f"- {use}" for use in uses)
+    return Section("What the model must not be used for", text)

@@ -17,7 +17,7 @@ from monai_mvreg.explain.explanation import METHODS, explain_patient
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.report.thumbnails import ScanPicture, picture_of
 from monai_mvreg.scans.burned_in import may_name_patient
-from monai_mvreg.trained.trained_model import header_of
+from monai_mvreg.trained.training_domain import header_of
 
 Array = npt.NDArray[np.float32]
 

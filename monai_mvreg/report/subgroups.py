@@ -20,11 +20,9 @@ from monai_mvreg.metrics.bootstrap import Array, Estimate
 from monai_mvreg.metrics.groups import group_means, groups_apart
 from monai_mvreg.metrics.survival import concordance_with_interval
 from monai_mvreg.report.page import FEW, INK, QUIET, Section, calm, rounded, span
+from monai_mvreg.results.levels import LEAST, days_spanned, levels_of
 
-_LEAST = 5  # patients of a group that is shown
-_LEVELS = 6  # numbers that stand for themselves; more are cut into thirds
 _NAMED = "group_"
-UNKNOWN, _OTHERS = "unknown", "others"
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ def _section(groups: Subgroups, cells: pd.DataFrame, p: Array, figure: Figure, *
     if min(groups.sizes) < FEW:
         text += f" Groups of fewer than {FEW} patients are marked as few: their intervals are too narrow."
     if hidden := _hidden(groups):
-        text += f" Not shown are values of fewer than {_LEAST} patients of: {', '.join(hidden)}."
+        text += f" Not shown are values of fewer than {LEAST} patients of: {', '.join(hidden)}."
     caption = (
         "A row for each group: circle and bar are value and 95 % interval, an open circle where there are few "
         "patients; on the dashed line are all patients together."
@@ -197,45 +195,10 @@ def _nothing() -> Section:
     return Section("Groups of patients", text)
 
 
-def levels_of(column: pd.Series[str]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Patients by value, where there are at least 5 of each; the rest together."""
-    numbers = pd.to_numeric(column, errors="coerce")
-    known = column.notna() & (column.astype(str).str.strip() != "")
-    if numbers[known].notna().all() and numbers.nunique() > _LEVELS:
-        named = _thirds(numbers)
-    else:
-        # A column of whole numbers with gaps is read as decimals.
-        texts = numbers.map("{:g}".format) if numbers[known].notna().all() else column.astype(str)
-        named = {text: (texts == text).to_numpy() for text in texts[known].unique()}
-        order = sorted(named, key=lambda text: (float(text) if numbers[known].notna().all() else 0.0, text))
-        named = {text: named[text] & known.to_numpy() for text in order}
-    found = {text: mine for text, mine in named.items() if mine.sum() >= _LEAST}
-    others = known.to_numpy() & ~np.any([np.zeros(len(column), bool), *found.values()], axis=0)
-    for text, mine in ((_OTHERS, others), (UNKNOWN, ~known.to_numpy())):
-        if mine.sum() >= _LEAST:
-            found[text] = mine
-    return found
-
-
-def _thirds(numbers: pd.Series[float]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Thirds of a column; ends are rounded first, so that the words say exactly who is in."""
-    edges = [float(f"{edge:.4g}") for edge in np.unique(np.quantile(numbers.dropna(), [1 / 3, 2 / 3]))]
-    named = {f"up to {edges[0]:g}": (numbers <= edges[0]).to_numpy()}
-    for low, high in itertools.pairwise(edges):
-        named[f"over {low:g}, up to {high:g}"] = ((numbers > low) & (numbers <= high)).to_numpy()
-    return named | {f"over {edges[-1]:g}": (numbers > edges[-1]).to_numpy()}
-
-
 def _hidden(groups: Subgroups) -> list[str]:
     """Factors of which some patients are in no group."""
     factors = np.array(groups.factors)
     return [name for name in dict.fromkeys(groups.factors) if not groups.members[factors == name].any(0).all()]
-
-
-def days_spanned(days: object) -> float:
-    """Days from the first scan to the last, of a cell of the column ``days``."""
-    numbers = [float(day) for day in str(days).split(";")]
-    return max(numbers) - min(numbers)
 
 
 def _patients(groups: Subgroups) -> list[str]:

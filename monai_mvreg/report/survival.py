@@ -28,8 +28,7 @@ from monai_mvreg.metrics.survival import (
     survival_differences,
     survival_metrics,
 )
-from monai_mvreg.report.limits import must_not
-from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, rounded, span, write_report
+from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, must_not, rounded, span, write_report
 from monai_mvreg.report.subgroups import risk_subgroups
 from monai_mvreg.results.calibration import Baseline, fit_baseline, read_part, write_part
 

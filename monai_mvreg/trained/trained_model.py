@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from monai.bundle import ConfigParser
@@ -18,20 +17,7 @@ from torch import nn
 
 from monai_mvreg.networks.multiscan import MultiScanNet
 from monai_mvreg.results.calibration import Baseline, Interval, read_intervals, read_part
-from monai_mvreg.scans.find import Scan
-from monai_mvreg.scans.formats.byte_ranges import ScanError
-from monai_mvreg.scans.read import scan_at
-from monai_mvreg.scans.reader import ScanReader
-from monai_mvreg.trained.training_domain import (
-    Domain,
-    ScanFacts,
-    facts_of,
-    fit_cloud,
-    percentiles,
-    ranges,
-    read_domain,
-    write_domain,
-)
+from monai_mvreg.trained.training_domain import Domain, read_domain
 from monai_mvreg.trained.weights import read_weights, set_weights, weights_file, weights_hash
 
 
@@ -199,96 +185,4 @@ def _member(place: Path, config: Path, settings: Mapping[str, Any], survival: bo
         intervals=() if survival else tuple(read_intervals(place / "intervals.json", targets)),
         curves=read_part(Baseline, place / "survival.json") if survival else None,
         fold=fold[1] if fold else "",
-    )
-
-
-def header_of(address: str, reader: Any) -> Scan | None:
-    """The header of a scan; None where scans are read by another reader than ours.
-
-    Raises:
-        ScanError: if there is not exactly one scan at the address.
-    """
-    return scan_at(address, resample=reader.choices.resample) if isinstance(reader, ScanReader) else None
-
-
-def look(address: str, header: Scan | None, transform: Compose) -> tuple[ScanFacts, torch.Tensor]:
-    """Read and prepare a scan.
-
-    Args:
-        address: of the scan.
-        header: as :func:`header_of` finds it.
-        transform: as in :class:`Trained`.
-
-    Returns:
-        What is compared of it with the scans of the training, and the scan ``(C, *spatial)`` with its metadata.
-    """
-    loaded = transform({"image": address}, end=1)
-    modality, spacing = (header.modality, header.spacing) if header is not None else ("", ())
-    facts = facts_of(np.asarray(loaded["image"]), modality=modality, spacing=spacing)
-    return facts, transform(loaded, start=1)["image"]
-
-
-def embed_scan(network: MultiScanNet, image: torch.Tensor) -> torch.Tensor:
-    """Encode one prepared scan ``(C, *spatial)`` as ``(E,)``, by itself: it cannot matter what else is encoded."""
-    device = network.head.weight.device
-    with torch.inference_mode():
-        embedding: torch.Tensor = network.encoder(torch.as_tensor(image)[None].as_subclass(torch.Tensor).to(device))[0]
-    return embedding.float().cpu()
-
-
-def learn_domain(
-    path: str,
-    network: MultiScanNet,
-    *,
-    reader: Any,
-    transform: Sequence[Any],
-    items: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]],
-    target: Sequence[str],
-) -> None:
-    """Write down what a training saw; for the end of a training.
-
-    Facts and embeddings are those of at most 256 scans of the training patients and 256 of the validation patients,
-    drawn at random.
-
-    Args:
-        path: the JSON file.
-        network: the trained network.
-        reader: what reads a scan.
-        transform: the steps that read and prepare one scan, the reading first.
-        items: those of the training patients, and of the validation patients.
-        target: names of the numbers in their labels.
-    """
-    mode = network.training
-    network.eval()
-    steps = Compose(list(transform))
-    draw = np.random.default_rng(0)
-    facts: list[ScanFacts] = []
-    embeddings: list[list[Any]] = [[], []]
-    for part, patients in enumerate(items):
-        addresses = list(dict.fromkeys(scan for item in patients for scan in item["image"]))
-        for place in sorted(draw.permutation(len(addresses))[:256].tolist()):
-            try:
-                header = header_of(addresses[place], reader)
-            except ScanError:  # MONAI's readers read other files too
-                header = None
-            found, image = look(addresses[place], header, steps)
-            facts.append(found)
-            embeddings[part].append(embed_scan(network, image).numpy().astype(np.float64))
-    network.train(mode)
-    training, _ = items
-    days = [max(item["time"]) - min(item["time"]) for item in training]
-    counts = [len(item["image"]) for item in training]
-    labels = np.array([item["label"] for item in training], dtype=np.float64)
-    write_domain(
-        Domain(
-            patients=len(training),
-            scans=(min(counts), max(counts)),
-            follow_up=(float(min(days)), float(max(days))),
-            modalities=tuple(sorted({fact.modality for fact in facts} - {""})),
-            spacing=ranges([fact.spacing for fact in facts]),
-            intensity=ranges([fact.intensity for fact in facts]),
-            cloud=fit_cloud(*(np.array(part) for part in embeddings)),
-            targets={name: percentiles(labels[:, place].tolist()) for place, name in enumerate(target)},
-        ),
-        path,
     )

@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from monai.transforms import Compose
 
 from monai_mvreg.metrics.bootstrap import Array
+from monai_mvreg.networks.multiscan import MultiScanNet
+from monai_mvreg.scans.find import Scan
+from monai_mvreg.scans.formats.byte_ranges import ScanError
+from monai_mvreg.scans.read import scan_at
+from monai_mvreg.scans.reader import ScanReader
 
 SHARES = (0.01, 0.25, 0.5, 0.75, 0.99)  # of the intensities of a scan that lie below each of its quantiles
 _MARGIN = 0.1  # of the range that training saw: a value so little outside is none to speak of
@@ -197,6 +204,98 @@ def read_domain(path: str | Path) -> Domain:
         return Domain(cloud=made, **{key: _tuples(part) for key, part in content.items()})
     except (TypeError, KeyError, AttributeError, json.JSONDecodeError):
         raise ValueError(f"{Path(path).name}: expected what a training saw, got something else") from None
+
+
+def header_of(address: str, reader: Any) -> Scan | None:
+    """The header of a scan; None where scans are read by another reader than ours.
+
+    Raises:
+        ScanError: if there is not exactly one scan at the address.
+    """
+    return scan_at(address, resample=reader.choices.resample) if isinstance(reader, ScanReader) else None
+
+
+def look(address: str, header: Scan | None, transform: Compose) -> tuple[ScanFacts, torch.Tensor]:
+    """Read and prepare a scan.
+
+    Args:
+        address: of the scan.
+        header: as :func:`header_of` finds it.
+        transform: as in :class:`~monai_mvreg.trained.trained_model.Trained`.
+
+    Returns:
+        What is compared of it with the scans of the training, and the scan ``(C, *spatial)`` with its metadata.
+    """
+    loaded = transform({"image": address}, end=1)
+    modality, spacing = (header.modality, header.spacing) if header is not None else ("", ())
+    facts = facts_of(np.asarray(loaded["image"]), modality=modality, spacing=spacing)
+    return facts, transform(loaded, start=1)["image"]
+
+
+def embed_scan(network: MultiScanNet, image: torch.Tensor) -> torch.Tensor:
+    """Encode one prepared scan ``(C, *spatial)`` as ``(E,)``, by itself: it cannot matter what else is encoded."""
+    device = network.head.weight.device
+    with torch.inference_mode():
+        embedding: torch.Tensor = network.encoder(torch.as_tensor(image)[None].as_subclass(torch.Tensor).to(device))[0]
+    return embedding.float().cpu()
+
+
+def learn_domain(
+    path: str,
+    network: MultiScanNet,
+    *,
+    reader: Any,
+    transform: Sequence[Any],
+    items: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]],
+    target: Sequence[str],
+) -> None:
+    """Write down what a training saw; for the end of a training.
+
+    Facts and embeddings are those of at most 256 scans of the training patients and 256 of the validation patients,
+    drawn at random.
+
+    Args:
+        path: the JSON file.
+        network: the trained network.
+        reader: what reads a scan.
+        transform: the steps that read and prepare one scan, the reading first.
+        items: those of the training patients, and of the validation patients.
+        target: names of the numbers in their labels.
+    """
+    mode = network.training
+    network.eval()
+    steps = Compose(list(transform))
+    draw = np.random.default_rng(0)
+    facts: list[ScanFacts] = []
+    embeddings: list[list[Any]] = [[], []]
+    for part, patients in enumerate(items):
+        addresses = list(dict.fromkeys(scan for item in patients for scan in item["image"]))
+        for place in sorted(draw.permutation(len(addresses))[:256].tolist()):
+            try:
+                header = header_of(addresses[place], reader)
+            except ScanError:  # MONAI's readers read other files too
+                header = None
+            found, image = look(addresses[place], header, steps)
+            facts.append(found)
+            embeddings[part].append(embed_scan(network, image).numpy().astype(np.float64))
+    network.train(mode)
+    training, _ = items
+    days = [max(item["time"]) - min(item["time"]) for item in training]
+    counts = [len(item["image"]) for item in training]
+    labels = np.array([item["label"] for item in training], dtype=np.float64)
+    write_domain(
+        Domain(
+            patients=len(training),
+            scans=(min(counts), max(counts)),
+            follow_up=(float(min(days)), float(max(days))),
+            modalities=tuple(sorted({fact.modality for fact in facts} - {""})),
+            spacing=ranges([fact.spacing for fact in facts]),
+            intensity=ranges([fact.intensity for fact in facts]),
+            cloud=fit_cloud(*(np.array(part) for part in embeddings)),
+            targets={name: percentiles(labels[:, place].tolist()) for place, name in enumerate(target)},
+        ),
+        path,
+    )
 
 
 def ranges(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:

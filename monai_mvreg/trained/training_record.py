@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from monai_mvreg.report.subgroups import UNKNOWN, levels_of
+from monai_mvreg.results.levels import UNKNOWN, levels_of
 from monai_mvreg.trained.weights import read_weights, weights_hash
 
 _PACKAGES = ("monai-mvreg", "monai", "torch", "pytorch-ignite", "timm", "numpy", "nibabel", "pydicom", "SimpleITK")

@@ -19,6 +19,8 @@ import yaml
 from monai.apps import get_logger
 from monai.bundle import ConfigParser
 
+from monai_mvreg.errors import user_error
+
 _READ_BY_MONAI = {"imports", "initialize", "run", "finalize", "_meta_"}
 
 
@@ -208,8 +210,8 @@ def expect_share(patients: int, processes: int) -> None:
 def explain_errors() -> None:
     """Print what a user can mend in one line instead of the nested traceback of a config.
 
-    Applies to uncaught errors of this process that :func:`user_error` finds; all others, and all when the environment
-    variable ``MVREG_TRACEBACK`` is set, are shown whole.
+    Applies to uncaught errors of this process that :func:`~monai_mvreg.errors.user_error` finds; all others, and all
+    when the environment variable ``MVREG_TRACEBACK`` is set, are shown whole.
     """
     if os.environ.get("MVREG_TRACEBACK"):
         return
@@ -222,29 +224,6 @@ def _no_traceback(record: logging.LogRecord) -> bool:
     """Leave out MONAI's traceback of an error, which is printed at the end of a run, and of a stop on request."""
     error = record.exc_info[1] if record.exc_info else None
     return error is None or not (isinstance(error, SystemExit) or user_error(error))
-
-
-def user_error(error: BaseException) -> BaseException | None:
-    """Find the error a user can mend: the outermost among an error and its causes that speaks of the user's files.
-
-    These are the ``ValueError`` and ``FileNotFoundError`` of this package, a file that another one does not find (the
-    trained model) or may not open, and a component of the config that does not exist or does not have an argument.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        trace = cause.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        ours = trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("monai_mvreg")
-        if isinstance(cause, (FileNotFoundError, PermissionError)) or (ours and isinstance(cause, ValueError)):
-            return cause
-        if isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause):
-            return cause
-        if isinstance(cause, ModuleNotFoundError) and "Cannot locate" in str(cause):
-            return cause
-        # What was raised "from None" stands for itself.
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    return None
 
 
 def _print_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -19,13 +19,13 @@ from monai.transforms import Compose, LoadImaged, RandFlipd, ScaleIntensityRange
 from torch import nn
 
 from monai_mvreg.cache.scan_embeddings import EmbeddedScans, prune_embeddings, read_embedding, write_embedding
+from monai_mvreg.errors import user_error
 from monai_mvreg.networks.encoders import PretrainedEncoder, compile_encoder
 from monai_mvreg.networks.multiscan import MultiScanNet
 from monai_mvreg.networks.pools import MeanPool
 from monai_mvreg.scans.formats.byte_ranges import ScanError
 from monai_mvreg.scans.reader import ScanReader
 from monai_mvreg.training.transforms import PackScansd, UnpackScansd
-from monai_mvreg.training.workflow import user_error
 
 KEY = "Erika Mustermann 1964"
 

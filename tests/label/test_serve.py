@@ -7,6 +7,7 @@ import io
 import json
 import logging.config
 import os
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 import requests
-from label_server import DATES, LabelServer, free_port, pins, serve_fork, write_studies
+from label_server import DATES, ROOT, LabelServer, free_port, pins, serve_fork, write_studies
 from tiny_model import BUNDLE, write_model
 
 from monai_mvreg.label import request as request_module
@@ -215,3 +216,20 @@ def test_the_pathologists_door_opens_no_file(plain_server: LabelServer) -> None:
         f"{plain_server.url}/infer/wsi/mvreg", params={"image": "/etc/hostname"}, json={}, timeout=10
     )
     assert answer.status_code == 404
+
+
+_MEND = "from monai_mvreg.label.serve import restore_pydicom_names; restore_pydicom_names()"
+
+
+@pytest.mark.parametrize(("before", "works"), [("", False), (_MEND, True)])
+def test_pydicom_seg_can_be_imported_once_the_name_is_back(monailabel_packages: Path, before: str, works: bool) -> None:
+    paths = os.pathsep.join([str(ROOT), str(monailabel_packages)])
+    done = subprocess.run(
+        [sys.executable, "-c", f"{before}\nimport pydicom_seg"],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode == 0) == works, done.stderr

@@ -22,39 +22,11 @@ def names(**columns: Any) -> list[str]:
     return find_subgroups(table(12, **columns)).names
 
 
-def test_texts_group_by_value_and_missing_ones_are_unknown() -> None:
-    groups = find_subgroups(table(20, group_sex=["M"] * 8 + ["F"] * 7 + [None] * 5))
-    assert groups.names == ["sex: F", "sex: M", "sex: unknown"] and groups.sizes == [7, 8, 5]
-    assert groups.members.sum(0).tolist() == [1] * 20
-
-
-def test_values_of_fewer_than_five_patients_are_taken_together() -> None:
-    sites = ["North"] * 8 + ["rare one"] * 3 + ["rare two"] * 3
-    groups = find_subgroups(table(14, group_site=sites))
-    assert groups.names == ["site: North", "site: others"] and groups.sizes == [8, 6]
-
-
 def test_a_patient_alone_is_never_shown() -> None:
     sites = ["North"] * 60 + ["South"] * 59 + ["Castle of Dr Frankenstein"]
     section = error_subgroups(table(group_site=sites), "volume", unit="mL")
     assert section.table is not None and "Castle" not in section.text + section.table.to_string()
     assert "Not shown are values of fewer than 5 patients of: site." in section.text
-
-
-def test_many_numbers_are_cut_into_thirds_whose_words_say_exactly_who_is_in() -> None:
-    ages = pd.Series(np.random.default_rng(1).normal(60, 9, 90))
-    groups = find_subgroups(table(90, group_age=ages))
-    assert max(groups.sizes) - min(groups.sizes) <= 1
-    low, middle, high = groups.levels
-    edge, other = float(low.removeprefix("up to ")), float(high.removeprefix("over "))
-    assert middle == f"over {edge:g}, up to {other:g}"
-    assert (groups.members[0] == (ages <= edge)).all() and (groups.members[2] == (ages > other)).all()
-
-
-def test_few_numbers_stand_for_themselves_in_their_order_also_where_some_are_missing() -> None:
-    assert names(scans=[10] * 6 + [2] * 6) == ["scans: 2", "scans: 10"]
-    # pandas reads whole numbers with a gap as decimals.
-    assert names(group_stage=[1.0] * 5 + [2.0] * 5 + [np.nan] * 2) == ["stage: 1", "stage: 2"]
 
 
 def test_folds_and_days_from_first_to_last_scan_are_groups_too() -> None:

@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from make_dicom import write_series
 from tiny_model import BUNDLE, SETTINGS, write_model, write_scan
 
-from monai_mvreg.trained.trained_model import embed_scan, header_of, look, read_trained
-from monai_mvreg.trained.training_domain import read_domain
+from monai_mvreg.trained.trained_model import read_trained
 
 CPU = torch.device("cpu")
 
@@ -81,28 +79,3 @@ def test_a_setting_of_ones_own_that_others_refer_to_comes_along(tmp_path: Path) 
     scan = write_scan(tmp_path / "scan.nii", seed=1, level=100.0)
     image = trained.transform({"image": str(scan)})["image"]
     assert float(image.mean()) == pytest.approx(3.14159 / 2, abs=0.2)
-
-
-def test_a_scan_is_looked_at_before_it_is_prepared(tmp_path: Path) -> None:
-    trained = read_trained(BUNDLE, write_model(tmp_path / "models"), CPU)
-    series = str(write_series(tmp_path / "series"))  # pixels 0 to 51 in steps, 0.25 x 0.5 x 2 mm
-    facts, image = look(series, header_of(series, trained.reader), trained.transform)
-    assert (facts.modality, facts.spacing) == ("MR", (0.25, 0.5, 2.0))
-    assert facts.intensity[2] == pytest.approx(25.5)
-    assert tuple(image.shape) == (1, 6, 6, 4) and float(image.max()) < 1
-
-
-def test_an_embedding_does_not_depend_on_the_mode_of_a_training(tmp_path: Path) -> None:
-    [member] = read_trained(BUNDLE, write_model(tmp_path / "models"), CPU).members
-    image = torch.rand(1, 6, 6, 4)
-    expected = member.network.encoder(image[None])[0]
-    torch.testing.assert_close(embed_scan(member.network, image), expected.detach())
-
-
-def test_what_a_training_saw_is_written_down(tmp_path: Path) -> None:
-    domain = read_domain(write_model(tmp_path / "models") / "domain.json")
-    assert (domain.patients, domain.scans, domain.follow_up) == (13, (2, 2), (300.0, 300.0))
-    assert domain.spacing == ((1.0, 1.0), (1.0, 1.0), (2.0, 2.0))
-    assert domain.intensity[2] == pytest.approx((50, 50), abs=2)
-    assert domain.targets["volume"][0] == 0 and domain.targets["volume"][-1] == 12
-    assert domain.cloud is not None and len(domain.cloud.distances) == 14

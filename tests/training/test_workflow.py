@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
+from mistakes import cause, failing
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from monai_mvreg.cohort.table import Columns, read_cohort
 from monai_mvreg.training import workflow
-from monai_mvreg.training.workflow import explain_errors, refuse_unread_settings, user_error
+from monai_mvreg.training.workflow import explain_errors, refuse_unread_settings
 
 CONFIG: dict[str, Any] = {
     "bundle_root": ".",
@@ -44,12 +44,6 @@ def start(bundle: Path, **overrides: Any) -> list[Any]:
     )
     run.initialize()
     return list(run.run())
-
-
-def cause(error: BaseException) -> str:
-    found = user_error(error)
-    assert found is not None
-    return str(found)
 
 
 # ---- Settings that nothing reads -------------------------------------------------------------------------------------
@@ -102,52 +96,6 @@ def test_a_call_from_elsewhere_is_refused(bundle: Path) -> None:
 
 
 # ---- Errors ----------------------------------------------------------------------------------------------------------
-
-
-def failing(expression: str) -> BaseException:
-    """The error of a config whose run fails three levels deep."""
-    parser = ConfigParser(
-        {
-            "imports": ["$import monai_mvreg.cohort.table as table"],
-            "cohort": expression,
-            "items": "$list(@cohort)",
-            "run": ["$@items"],
-        }
-    )
-    with pytest.raises(RuntimeError) as caught:
-        parser.get_parsed_content("run")
-    return caught.value
-
-
-def test_our_error_is_found_under_the_nesting_of_a_config() -> None:
-    error = failing("$table.read_cohort('nowhere.csv', table.Columns(), images='.')")
-    assert isinstance(user_error(error), FileNotFoundError)
-    assert "found no file nowhere.csv" in cause(error)
-
-
-def test_our_error_raised_in_place_of_a_foreign_one_is_found(tmp_path: Path) -> None:
-    table = tmp_path / "cohort.csv"
-    table.write_text("patient,path,date\na,cohort.csv,31 Brumaire\n")
-    error = failing(f"$table.read_cohort({str(table)!r}, table.Columns(date='date'), images={str(tmp_path)!r})")
-    assert "expected a date such as 2026-03-31, got '31 Brumaire'" in cause(error)
-
-
-@pytest.mark.parametrize("expression", ["$1 / 0", "$int('x')", "$[1][2]"])
-def test_foreign_errors_are_not_taken_for_ours(expression: str) -> None:
-    assert user_error(failing(expression)) is None
-
-
-def test_an_error_of_a_library_inside_our_call_is_not_taken_for_ours() -> None:
-    assert user_error(failing("$table.write_cohort(None, '.')")) is None
-
-
-def test_a_foreign_error_put_in_place_of_ours_is_not_taken_for_ours() -> None:
-    with pytest.raises(KeyError) as caught:
-        try:
-            read_cohort("nowhere.csv", Columns(), images=".")
-        except FileNotFoundError:
-            raise KeyError("theirs") from None
-    assert user_error(caught.value) is None
 
 
 def shown(error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a file to write that takes the place of ``path`` when all went well, also when the machine goes down.
 
     Whoever reads ``path`` meanwhile finds what was there before, and still does after an error. For one writer.
@@ -18,7 +18,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
-        ...     with written_whole(Path(folder) / "cohort.csv") as unfinished:
+        ...     with atomic_write(Path(folder) / "cohort.csv") as unfinished:
         ...         _ = unfinished.write_text("patient,path")
         ...     [file.name for file in Path(folder).iterdir()]
         ['cohort.csv']

@@ -38,12 +38,12 @@ def prepare_once(transforms: Sequence[Transform], cache_dir: str | None) -> list
         Transforms with the same result.
 
     Raises:
-        ValueError: as :class:`KeptScand` does.
+        ValueError: as :class:`CachedScand` does.
     """
     if cache_dir is None:
         return list(transforms)
     unpack, *others = transforms
-    return [unpack, KeptScand(unpack.keys, others, cache_dir)]
+    return [unpack, CachedScand(unpack.keys, others, cache_dir)]
 
 
 def find_entries(transforms: Sequence[Transform], data: Sequence[Mapping[str, Any]]) -> None:
@@ -54,14 +54,14 @@ def find_entries(transforms: Sequence[Transform], data: Sequence[Mapping[str, An
         data: patients with the addresses of their scans.
     """
     for transform in transforms:
-        if isinstance(transform, KeptScand):
+        if isinstance(transform, CachedScand):
             transform.look_at([scan for patient in data for scan in patient[transform.first_key(patient)]])
             entries = set(transform.entries.values())
             kept = sum(entry.exists() for entry in entries)
             logger.info("prepared scans: %d are in cache_dir, %d are not yet", kept, len(entries) - kept)
 
 
-class KeptScand(MapTransform):
+class CachedScand(MapTransform):
     """Replace the address of a scan by the prepared scan: from the folder, or prepared now and put there.
 
     A scan counts as what its files held when this process first looked at them. Processes may share a folder: an entry

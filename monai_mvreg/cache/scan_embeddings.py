@@ -67,12 +67,12 @@ class EmbeddedScans:
         max_bytes: int,
         batch_size: int = 16,
     ) -> None:
-        recipe = recipe_of(transform, encoder)
+        key = cache_key(transform, encoder)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         addresses = list(dict.fromkeys(scan for patient in patients for scan in patient["image"]))
         contents = content_hashes(tqdm(addresses, "contents", unit="scan", disable=None))
-        names = {address: entry_name(recipe, contents[address]) for address in addresses}
+        names = {address: entry_name(key, contents[address]) for address in addresses}
         found = {name: read_embedding(self.folder, name) for name in dict.fromkeys(names.values())}
         missing = {name: address for address, name in names.items() if found[name] is None}
         logger.info("embeddings: %d are on disk, %d are computed", len(found) - len(missing), len(missing))
@@ -111,7 +111,7 @@ class EmbeddedScans:
         return {**patient, "image": self.embeddings[[self.rows[address] for address in patient["image"]]]}
 
 
-def recipe_of(transform: Compose, encoder: nn.Module) -> str:
+def cache_key(transform: Compose, encoder: nn.Module) -> str:
     """Hash how a scan becomes an embedding.
 
     Raises:
@@ -128,9 +128,9 @@ def recipe_of(transform: Compose, encoder: nn.Module) -> str:
     return fingerprint(steps, encoder, [transform.map_items, transform.unpack_items, transform.lazy, codec_releases()])
 
 
-def entry_name(recipe: str, content: str) -> str:
-    """Name the entry of a scan of this content, embedded by this recipe."""
-    return hashlib.sha256(f"{recipe} {content}".encode()).hexdigest()
+def entry_name(key: str, content: str) -> str:
+    """Name the entry of a scan: by the hash of its content, and the key of how it is embedded."""
+    return hashlib.sha256(f"{key} {content}".encode()).hexdigest()
 
 
 def read_embedding(folder: Path, name: str) -> Tensor | None:

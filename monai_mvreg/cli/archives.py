@@ -61,7 +61,7 @@ def _listen(options: argparse.Namespace) -> None:
 
 
 def _pull(options: argparse.Namespace) -> None:
-    from monai_mvreg.cache.atomic import written_whole
+    from monai_mvreg.cache.atomic import atomic_write
     from monai_mvreg.cohort.inventory import take_inventory
     from monai_mvreg.cohort.sources import join_outcomes
     from monai_mvreg.cohort.table import TableRows
@@ -100,7 +100,7 @@ def _pull(options: argparse.Namespace) -> None:
     found = take_inventory(options.out / "dicom")
     table, sentences = join_outcomes(found.rows, options.table, patient=options.patient)
     table = table.assign(path=[f"dicom/{path}" for path in table["path"]])
-    with written_whole(options.out / "cohort.csv") as unfinished:
+    with atomic_write(options.out / "cohort.csv") as unfinished:
         table.to_csv(unfinished, index=False)
     print(f"{options.out / 'cohort.csv'}: {table['patient'].nunique()} patients, {len(table)} scans")
     for sentence in sentences:

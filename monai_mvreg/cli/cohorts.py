@@ -181,7 +181,7 @@ def _audit(options: argparse.Namespace) -> None:
 
 
 def _split(options: argparse.Namespace) -> None:
-    from monai_mvreg.cache.atomic import written_whole
+    from monai_mvreg.cache.atomic import atomic_write
     from monai_mvreg.cohort.split import balanced_seed, split_cohort
     from monai_mvreg.cohort.table import Cohort, Patient, TableRows
 
@@ -207,7 +207,7 @@ def _split(options: argparse.Namespace) -> None:
     seed = balanced_seed(cohort, options.folds) if options.seed is None else options.seed
     fold = {patient.key: patient.fold for patient in split_cohort(cohort, options.folds, seed=seed).patients}
     keys = rows.frame[options.patient].str.strip()
-    with written_whole(out) as unfinished:
+    with atomic_write(out) as unfinished:
         rows.frame.assign(fold=keys.map(fold)).to_csv(unfinished, index=False, sep=rows.separator)
     sizes = sorted(Counter(str(name) for name in fold.values()).items(), key=lambda item: int(item[0]))
     print(f"{out}: {len(fold)} patients, " + ", ".join(f"{size} in fold {name}" for name, size in sizes))

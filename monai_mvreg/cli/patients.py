@@ -252,9 +252,9 @@ def _patient_pages(
 
 
 def _write_whole(path: Path, text: str) -> None:
-    from monai_mvreg.cache.atomic import written_whole
+    from monai_mvreg.cache.atomic import atomic_write
 
-    with written_whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 

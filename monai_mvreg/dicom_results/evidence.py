@@ -14,7 +14,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from monai_mvreg.cache.atomic import written_whole
+from monai_mvreg.cache.atomic import atomic_write
 from monai_mvreg.predict.prediction import ModelIdentity, Prediction
 from monai_mvreg.scans import addresses
 from monai_mvreg.scans.content_hash import content_hashes, scan_content
@@ -179,7 +179,7 @@ def take_over(header: Dataset, made: Dataset, *, ascii_only: bool) -> None:
 
 def write_object(made: Dataset, path: Path) -> None:
     """Write a result to a file; what stands there is always whole."""
-    with written_whole(path) as unfinished, silent():
+    with atomic_write(path) as unfinished, silent():
         made.save_as(unfinished, enforce_file_format=True)
 
 

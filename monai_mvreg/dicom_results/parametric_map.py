@@ -28,7 +28,7 @@ from monai_mvreg.dicom_results.evidence import (
 )
 from monai_mvreg.dicom_results.ucum import unit_concept
 from monai_mvreg.explain.explanation import METHODS, numbers_by_scan
-from monai_mvreg.explain.native_space import to_own_grid
+from monai_mvreg.explain.native_space import to_native_space
 from monai_mvreg.explain.saliency import mean_map
 from monai_mvreg.predict.prediction import PURPOSE, Prediction
 from monai_mvreg.predict.predictor import Predictor
@@ -54,7 +54,7 @@ def make_map(
 
     Args:
         saliency: the map ``(*spatial)`` on the scan's own grid, as
-            :func:`~monai_mvreg.explain.native_space.to_own_grid` brings it back.
+            :func:`~monai_mvreg.explain.native_space.to_native_space` brings it back.
         source: the scan, one of those that :func:`~monai_mvreg.dicom_results.evidence.used_instances` finds.
         prediction: what the map explains.
         method: ``gradcam`` or ``occlusion``, which made it.
@@ -153,7 +153,9 @@ def patient_maps(
             continue
         place = places[scan.address]
         numbers = [replace(one, place=place) for one in fixed]
-        saliency = to_own_grid(mean_map(numbers, images[place], METHODS[method]), images[place], predictor.transform)
+        saliency = to_native_space(
+            mean_map(numbers, images[place], METHODS[method]), images[place], predictor.transform
+        )
         try:
             maps[at] = make_map(saliency, sources[at], prediction=prediction, method=method, number=number)
         except ValueError as error:

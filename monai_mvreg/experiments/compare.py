@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from monai_mvreg.cache.atomic import written_whole
+from monai_mvreg.cache.atomic import atomic_write
 from monai_mvreg.cohort.table import Cohort
 from monai_mvreg.experiments.crossval import Plan, crossvalidate, log_hazard, validation_metric
 from monai_mvreg.losses import CoxLoss
@@ -147,7 +147,7 @@ def compare(
     lower = plan.read("lower_is_better")
     chosen_by = {name: validation_metric(out / _folder(name), lower_is_better=lower) for name in tables}
     table["validation"] = table["choice"].map(chosen_by)
-    with written_whole(out / "comparison.csv") as unfinished:
+    with atomic_write(out / "comparison.csv") as unfinished:
         table.to_csv(unfinished, index=False, float_format="%.5g")
     return table
 

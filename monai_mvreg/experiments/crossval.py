@@ -22,7 +22,7 @@ import yaml
 from monai.bundle import ConfigParser
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from monai_mvreg.cache.atomic import written_whole
+from monai_mvreg.cache.atomic import atomic_write
 from monai_mvreg.cohort.split import balanced_seed
 from monai_mvreg.cohort.table import Cohort, TableRows
 from monai_mvreg.metrics.bootstrap import Array
@@ -298,10 +298,10 @@ def _survival(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _write(table: pd.DataFrame, path: Path) -> None:
-    with written_whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         table.to_csv(unfinished, index=False, float_format="%.7g")
 
 
 def _write_json(path: Path, content: Any) -> None:
-    with written_whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")

@@ -26,7 +26,7 @@ from monai.engines import IterationEvents
 from monai.transforms import LoadImaged, MultiSampleTrait, RandomizableTrait, ReduceTrait
 from torch.utils.data import get_worker_info
 
-from monai_mvreg.cache.prepared_scans import KeptScand
+from monai_mvreg.cache.prepared_scans import CachedScand
 from monai_mvreg.experiments.crossval import Plan
 from monai_mvreg.experiments.timing import (
     AUGMENT,
@@ -183,11 +183,11 @@ def _kinds(transforms: Sequence[Any]) -> list[tuple[Any, str, str]]:
     random = False
     for transform in transforms:
         # A folder of prepared scans has the transforms that fill it inside.
-        nested = transform.transforms.transforms if isinstance(transform, KeptScand) else ()
+        nested = transform.transforms.transforms if isinstance(transform, CachedScand) else ()
         random = random or isinstance(transform, RandomizableTrait)
         for one in (transform, *nested):
             packs = isinstance(one, (MultiSampleTrait, ReduceTrait))
-            special = READ if isinstance(one, LoadImaged) else KEPT if isinstance(one, KeptScand) else PACK
+            special = READ if isinstance(one, LoadImaged) else KEPT if isinstance(one, CachedScand) else PACK
             kind = special if special != PACK or packs else AUGMENT if random else PREPARE
             found.append((one, type(one).__name__, kind))
     names = [name for _, name, _ in found]

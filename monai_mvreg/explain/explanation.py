@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.cohort.table import Patient
-from monai_mvreg.explain.native_space import to_own_grid, write_map
+from monai_mvreg.explain.native_space import to_native_space, write_map
 from monai_mvreg.explain.saliency import (
     NumberByScan,
     RandomisationCheck,
@@ -147,7 +147,7 @@ def explain_patient(
         numbers = [replace(one, place=scan) for one in fixed]
         own = read({"image": address})["image"]
         for name, method in methods.items():
-            saliency = to_own_grid(mean_map(numbers, images[scan], method), images[scan], predictor.transform)
+            saliency = to_native_space(mean_map(numbers, images[scan], method), images[scan], predictor.transform)
             path = folder / f"scan-{scan}_{name}.nii.gz"
             write_map(saliency, address, path)
             maps.append(_scan_map(saliency, own, scan=scan, method=name, path=path))

@@ -19,7 +19,7 @@ from monai_mvreg.scans.read import scan_at
 Array = npt.NDArray[Any]
 
 
-def to_own_grid(saliency: Tensor, image: MetaTensor, transform: Compose) -> MetaTensor:
+def to_native_space(saliency: Tensor, image: MetaTensor, transform: Compose) -> MetaTensor:
     """Bring a map back to the voxels of the scan as it was read.
 
     Args:

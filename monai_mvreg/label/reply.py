@@ -12,7 +12,7 @@ import SimpleITK
 
 from monai_mvreg.cohort.table import Patient
 from monai_mvreg.explain.explanation import METHODS, numbers_by_scan, used_part
-from monai_mvreg.explain.native_space import to_own_grid, write_map
+from monai_mvreg.explain.native_space import to_native_space, write_map
 from monai_mvreg.explain.saliency import gradcam, mean_map, randomisation_check
 from monai_mvreg.label.request import Question
 from monai_mvreg.label.stores import image_at
@@ -74,7 +74,7 @@ def _write_saliency(
     method = METHODS[question.method or ""]
     images, fixed = numbers_by_scan(predictor, patient)
     numbers = [replace(one, place=scan) for one in fixed]
-    saliency = to_own_grid(mean_map(numbers, images[scan], method), images[scan], predictor.transform)
+    saliency = to_native_space(mean_map(numbers, images[scan], method), images[scan], predictor.transform)
     draws = 5 if method is gradcam else 1  # as mvreg explain does
     check = randomisation_check(numbers, images[scan], method=method, draws=draws)
     if volume.suffix == ".nrrd":

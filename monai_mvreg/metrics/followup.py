@@ -7,7 +7,7 @@ import numpy as np
 from monai_mvreg.metrics.bootstrap import Array
 
 
-class Followed:
+class FollowUp:
     """The label, sorted once, and sums over patients of equal time for many resamples ``counts (R, P)`` at once.
 
     Args:
@@ -38,7 +38,7 @@ class Followed:
         """Kaplan-Meier chance ``(R, U)`` of no event through each time."""
         return _product(self.sums(counts * self.event), from_here(self.sums(counts)))
 
-    def uncensored(self, counts: Array) -> Array:
+    def censoring_survival(self, counts: Array) -> Array:
         """Kaplan-Meier chance ``(R, U)`` of no censoring through each time; events of that time are gone before."""
         events = self.sums(counts * self.event)
         return _product(self.sums(counts * ~self.event), from_here(self.sums(counts)) - events)
@@ -61,7 +61,7 @@ def from_here(sums: Array) -> Array:
     return later
 
 
-class LowerAndLater:
+class ConcordantPairs:
     """For each patient, the sum over those of later time and lower risk, equal risk counting half.
 
     Two patients of different time first part ways at one bit of its rank. For each bit, those alike above it are sorted
@@ -69,7 +69,7 @@ class LowerAndLater:
     for each resample.
     """
 
-    def __init__(self, risk: Array, followed: Followed) -> None:
+    def __init__(self, risk: Array, followed: FollowUp) -> None:
         # An event comes before a censoring of the same time.
         self.rank = (2 * followed.index + ~followed.event).astype(np.int64)
         _, level = np.unique(risk, return_inverse=True)

@@ -198,7 +198,7 @@ def _slope(counts: Array, pred: Array, target: Array) -> Array:
 
 
 def _ici(counts: Array, curve: CalibrationCurve, target: Array) -> Array:
-    return curve.apart(counts, counts, target)
+    return curve.calibration_error(counts, counts, target)
 
 
 def _r2(counts: Array, pred: Array, target: Array) -> Array:

@@ -52,7 +52,7 @@ class CalibrationCurve:
         # One distinct prediction within reach has no slope.
         return np.where(total * second - first**2 > 1e-9 * total**2 * self._scale, straight, level)
 
-    def apart(self, counts: Array, weights: Array, observed: Array, *, high: float = np.inf) -> Array:
+    def calibration_error(self, counts: Array, weights: Array, observed: Array, *, high: float = np.inf) -> Array:
         """Mean distance ``(R,)`` between predictions and curve, over patients ``counts (R, P)``.
 
         The curve is kept between 0 and ``high`` where that is finite.

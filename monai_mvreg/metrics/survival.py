@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from monai_mvreg.metrics.bootstrap import Array, Estimate, Measure, estimates, once
-from monai_mvreg.metrics.followup import Followed, LowerAndLater, from_here
+from monai_mvreg.metrics.followup import ConcordantPairs, FollowUp, from_here
 from monai_mvreg.metrics.smooth import CalibrationCurve
 
 
@@ -39,11 +39,11 @@ def kaplan_meier(label: Array) -> tuple[Array, Array]:
 
     Source: Kaplan, Meier, J Am Stat Assoc 1958. https://doi.org/10.1080/01621459.1958.10501452
     """
-    followed = Followed(label)
+    followed = FollowUp(label)
     return followed.days, followed.survival(np.ones((1, len(followed.time))))[0]
 
 
-def uncensored(label: Array) -> tuple[Array, Array]:
+def censoring_survival(label: Array) -> tuple[Array, Array]:
     """Chance to be seen without censoring, by the product-limit method; events of a time are gone before it.
 
     Args:
@@ -55,8 +55,8 @@ def uncensored(label: Array) -> tuple[Array, Array]:
     Raises:
         ValueError: as :func:`concordance`.
     """
-    followed = Followed(label)
-    return followed.days, followed.uncensored(np.ones((1, len(followed.time))))[0]
+    followed = FollowUp(label)
+    return followed.days, followed.censoring_survival(np.ones((1, len(followed.time))))[0]
 
 
 def risk_slope(risk: Array, label: Array) -> float:
@@ -74,7 +74,7 @@ def risk_slope(risk: Array, label: Array) -> float:
 
     Source: van Houwelingen, Stat Med 2000. https://doi.org/10.1002/1097-0258(20001230)19:24<3401::AID-SIM554>3.0.CO;2-2
     """
-    followed = Followed(label)
+    followed = FollowUp(label)
     return once(partial(_slope, risk=_numbers(risk, followed, "risk"), followed=followed), len(followed.time))
 
 
@@ -99,7 +99,7 @@ def concordance(risk: Array, label: Array) -> float:
 
     Source: Harrell et al., Stat Med 1996. https://doi.org/10.1002/(SICI)1097-0258(19960229)15:4<361::AID-SIM168>3.0.CO;2-4
     """
-    followed = Followed(label)
+    followed = FollowUp(label)
     return once(_harrell(_numbers(risk, followed, "risk"), followed), len(followed.time))
 
 
@@ -107,7 +107,7 @@ def concordance_with_interval(
     risk: Array, label: Array, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> Estimate:
     """Harrell's concordance with a percentile bootstrap interval over patients; arguments as of the other metrics."""
-    followed = Followed(label)
+    followed = FollowUp(label)
     measure = _harrell(_numbers(risk, followed, "risk"), followed)
     return estimates({"": measure}, len(label), resamples=resamples, confidence=confidence, seed=seed)[""]
 
@@ -122,7 +122,7 @@ def auc_over_time(
 
     Source: Uno et al., J Am Stat Assoc 2007. https://doi.org/10.1198/016214507000000149
     """
-    followed = Followed(label)
+    followed = FollowUp(label)
     risk = _numbers(risk, followed, "risk")
     measures: dict[str, Measure] = {f"{day}": partial(_auc, risk=risk, followed=followed, day=day) for day in days}
     found = estimates(measures, len(label), resamples=resamples, confidence=confidence, seed=seed)
@@ -177,7 +177,7 @@ def survival_metrics(
     Harrell, van Klaveren, Stat Med 2020. https://doi.org/10.1002/sim.8570; Gerds, Andersen, Kattan, Stat Med 2014.
     https://doi.org/10.1002/sim.6152
     """
-    measures = _measures(forecast, Followed(label))
+    measures = _measures(forecast, FollowUp(label))
     return estimates(measures, len(label), resamples=resamples, confidence=confidence, seed=seed)
 
 
@@ -200,7 +200,7 @@ def survival_differences(
     Raises:
         ValueError: as :func:`survival_metrics`.
     """
-    followed = Followed(label)
+    followed = FollowUp(label)
     of_a, of_b = _measures(a, followed), _measures(b, followed)
     both = [name for name in names or of_a if name in of_b]
     apart: dict[str, Measure] = {name: partial(_minus, a=of_a[name], b=of_b[name]) for name in both}
@@ -223,7 +223,7 @@ def event_curve(forecast: Forecast, label: Array, day: float) -> tuple[Array, Ar
 
     Source: Gerds, Andersen, Kattan, Stat Med 2014. https://doi.org/10.1002/sim.6152
     """
-    followed = Followed(label)
+    followed = FollowUp(label)
     if forecast.survival is None:
         raise ValueError("expected a forecast with chances, got one of the order alone")
     survival = _chances(forecast.survival, followed, (len(followed.time), len(forecast.days)))
@@ -248,7 +248,7 @@ def d_calibration(survival: Array, label: Array, *, bins: int = 10) -> float:
 
     Source: Haider et al., J Mach Learn Res 2020. https://jmlr.org/papers/v21/18-772.html
     """
-    followed = Followed(label)
+    followed = FollowUp(label)
     chance = _chances(survival, followed, (len(followed.time),))
     # An event lies in the bin of its chance. A censored patient's event is spread evenly from 0 up to its chance.
     low = np.arange(bins) / bins
@@ -264,11 +264,11 @@ def d_calibration(survival: Array, label: Array, *, bins: int = 10) -> float:
     return float(torch.special.gammaincc(half[0], half[1]))
 
 
-def _measures(forecast: Forecast, followed: Followed) -> dict[str, Measure]:
+def _measures(forecast: Forecast, followed: FollowUp) -> dict[str, Measure]:
     risk, days, survival = _numbers(forecast.risk, followed, "risk"), forecast.days, forecast.survival
     if not len(days) or any(low >= high for low, high in zip([0.0, *days], days, strict=False)):
         raise ValueError(f"expected horizons in days that increase from above 0, got {list(days)}")
-    lower = LowerAndLater(risk, followed)
+    lower = ConcordantPairs(risk, followed)
     measures: dict[str, Measure] = {
         "harrell": partial(_concordance, lower=lower, followed=followed, horizon=None),
         "uno": partial(_concordance, lower=lower, followed=followed, horizon=days[-1]),
@@ -289,25 +289,25 @@ def _measures(forecast: Forecast, followed: Followed) -> dict[str, Measure]:
     return measures
 
 
-def _harrell(risk: Array, followed: Followed) -> Measure:
-    return partial(_concordance, lower=LowerAndLater(risk, followed), followed=followed, horizon=None)
+def _harrell(risk: Array, followed: FollowUp) -> Measure:
+    return partial(_concordance, lower=ConcordantPairs(risk, followed), followed=followed, horizon=None)
 
 
-def _concordance(counts: Array, *, lower: LowerAndLater, followed: Followed, horizon: float | None) -> Array:
+def _concordance(counts: Array, *, lower: ConcordantPairs, followed: FollowUp, horizon: float | None) -> Array:
     weights = counts * followed.event
     if horizon is not None:
         before = followed.time < horizon
-        weights = np.where(before, weights * _inverse(followed.uncensored(counts)[:, followed.index]) ** 2, 0)
+        weights = np.where(before, weights * _inverse(followed.censoring_survival(counts)[:, followed.index]) ** 2, 0)
     below, later = lower.sums(counts)
     return _ratio((weights * below).sum(1), (weights * later).sum(1))
 
 
-def _auc(counts: Array, *, risk: Array, followed: Followed, day: float) -> Array:
+def _auc(counts: Array, *, risk: Array, followed: FollowUp, day: float) -> Array:
     order = np.argsort(risk, kind="stable")
     time, event, index = followed.time[order], followed.event[order], followed.index[order]
     free = counts[:, order] * (time > day)
     happened = event & (time <= day)
-    cases = np.where(happened, counts[:, order] * _inverse(followed.uncensored(counts)[:, index]), 0)
+    cases = np.where(happened, counts[:, order] * _inverse(followed.censoring_survival(counts)[:, index]), 0)
     running = np.zeros((len(counts), len(risk) + 1))
     np.cumsum(free, axis=1, out=running[:, 1:])
     ends = [np.searchsorted(risk[order], risk[order], side=side) for side in ("left", "right")]
@@ -315,22 +315,22 @@ def _auc(counts: Array, *, risk: Array, followed: Followed, day: float) -> Array
     return _ratio((cases * lower).sum(1), cases.sum(1) * free.sum(1))
 
 
-def _known(counts: Array, *, followed: Followed, day: float) -> Array:
+def _known(counts: Array, *, followed: FollowUp, day: float) -> Array:
     """How much each patient ``(R, P)`` stands for whose state on a day is known, also for those censored before."""
-    uncensored = followed.uncensored(counts)
+    survival = followed.censoring_survival(counts)
     happened = followed.event & (followed.time <= day)
-    own = np.where(happened, _inverse(uncensored[:, followed.index]), 0)
-    return counts * np.where(followed.time > day, _inverse(followed.at(uncensored, day))[:, None], own)
+    own = np.where(happened, _inverse(survival[:, followed.index]), 0)
+    return counts * np.where(followed.time > day, _inverse(followed.at(survival, day))[:, None], own)
 
 
-def _brier(counts: Array, *, chance: Array, followed: Followed, day: float) -> Array:
+def _brier(counts: Array, *, chance: Array, followed: FollowUp, day: float) -> Array:
     squared = np.where(followed.time > day, 1 - chance, chance) ** 2
     return _ratio((_known(counts, followed=followed, day=day) * squared).sum(1), counts.sum(1))
 
 
-def _ici(counts: Array, *, curve: CalibrationCurve, followed: Followed, day: float) -> Array:
+def _ici(counts: Array, *, curve: CalibrationCurve, followed: FollowUp, day: float) -> Array:
     happened = (followed.time <= day).astype(np.float64)
-    return curve.apart(counts, _known(counts, followed=followed, day=day), happened, high=1)
+    return curve.calibration_error(counts, _known(counts, followed=followed, day=day), happened, high=1)
 
 
 def _over_days(counts: Array, *, measures: Sequence[Measure], days: Array) -> Array:
@@ -340,12 +340,12 @@ def _over_days(counts: Array, *, measures: Sequence[Measure], days: Array) -> Ar
     return mean
 
 
-def _observed_to_expected(counts: Array, *, chance: Array, followed: Followed, day: float) -> Array:
+def _observed_to_expected(counts: Array, *, chance: Array, followed: FollowUp, day: float) -> Array:
     observed = 1 - followed.at(followed.survival(counts), day)
     return _ratio(observed, (counts * (1 - chance)).sum(1) / counts.sum(1))
 
 
-def _slope(counts: Array, *, risk: Array, followed: Followed) -> Array:
+def _slope(counts: Array, *, risk: Array, followed: FollowUp) -> Array:
     """Newton's method for the partial likelihood (Breslow's for ties) of all resamples at once."""
     risk = risk - risk.mean()
     events = followed.sums(counts * followed.event)
@@ -381,7 +381,7 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
     return numerator / np.where(denominator > 0, denominator, np.nan)
 
 
-def _numbers(values: Array, followed: Followed, name: str) -> Array:
+def _numbers(values: Array, followed: FollowUp, name: str) -> Array:
     values = np.asarray(values, dtype=np.float64)
     if values.shape != followed.time.shape:
         raise ValueError(f"expected a {name} for each of {len(followed.time)} patients, got shape {values.shape}")
@@ -391,7 +391,7 @@ def _numbers(values: Array, followed: Followed, name: str) -> Array:
     return values
 
 
-def _chances(values: Array, followed: Followed, shape: tuple[int, ...]) -> Array:
+def _chances(values: Array, followed: FollowUp, shape: tuple[int, ...]) -> Array:
     values = np.asarray(values, dtype=np.float64)
     if values.shape != shape:
         raise ValueError(f"expected chances of shape {shape}, got {values.shape}")

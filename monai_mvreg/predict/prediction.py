@@ -76,7 +76,7 @@ class UnusedScan:
 
 
 @dataclass(frozen=True)
-class Caution:
+class PredictionWarning:
     """Something outside what the training saw, or that was missing; ``scan`` is the number of a used scan, from 0."""
 
     check: str
@@ -113,7 +113,7 @@ class Prediction:
     scans: tuple[UsedScan, ...]
     newest_visit: tuple[float, ...] | None
     left_out: tuple[UnusedScan, ...]
-    warnings: tuple[Caution, ...]
+    warnings: tuple[PredictionWarning, ...]
     model: ModelIdentity
 
 

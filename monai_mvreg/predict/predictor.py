@@ -24,11 +24,11 @@ from monai_mvreg.cohort.table import Cohort
 from monai_mvreg.errors import user_error
 from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.predict.prediction import (
-    Caution,
     ModelIdentity,
     NoPrediction,
     Number,
     Prediction,
+    PredictionWarning,
     SurvivalCurve,
     UnusedScan,
     UsedScan,
@@ -81,10 +81,10 @@ class Predictor:
             weights=tuple(member.weights for member in trained.members),
             preprocessing=fingerprint(list(steps), codec_releases()),
         )
-        self.recipes: tuple[str, ...] = ()
+        self.cache_keys: tuple[str, ...] = ()
         if kept is not None:
             kept.mkdir(parents=True, exist_ok=True)
-            self.recipes = tuple(fingerprint(self.model.preprocessing, network.encoder) for network in self.members)
+            self.cache_keys = tuple(fingerprint(self.model.preprocessing, network.encoder) for network in self.members)
         self.residuals: pd.DataFrame | None = None
 
     @classmethod
@@ -181,7 +181,7 @@ class Predictor:
         if missing := [
             n for n, v in zip(self.trained.covariates, found.patient.covariates, strict=True) if math.isnan(v)
         ]:
-            warnings.append(Caution("covariates", f"missing: {', '.join(missing)}"))
+            warnings.append(PredictionWarning("covariates", f"missing: {', '.join(missing)}"))
         warnings += self._majority([m.domain.check_patient(len(seen), max(days) - min(days)) for m in self._all])
         for number in numbers:
             warnings += self._majority([m.domain.check_value(number.name, number.value) for m in self._all])
@@ -217,7 +217,9 @@ class Predictor:
     def _all(self) -> tuple[Member, ...]:
         return self.trained.members
 
-    def _look_at(self, found: FoundPatient, home: Path) -> tuple[list[_Seen], list[UnusedScan], list[Caution]]:
+    def _look_at(
+        self, found: FoundPatient, home: Path
+    ) -> tuple[list[_Seen], list[UnusedScan], list[PredictionWarning]]:
         """Look at the scans of a patient one by one; what was seen of one with the same bytes is remembered."""
         patient, left_out = found.patient, list(found.left_out)
         seen: list[_Seen] = []
@@ -247,17 +249,17 @@ class Predictor:
             raise ScanError(f"expected a scan that can be read, got none: {reasons}")
         warnings = list(found.warnings)
         if unreadable:
-            warnings.append(Caution("left_out", f"{unreadable} of {len(rows)} scans could not be used"))
+            warnings.append(PredictionWarning("left_out", f"{unreadable} of {len(rows)} scans could not be used"))
         undated = self.trained.settings["dated"] and found.headers and len(seen) > 1
         if undated and not any(date_of(scan, home) for scan in found.headers.values()):
-            warnings.append(Caution("dates", "no scan has a date: all count as one visit"))
+            warnings.append(PredictionWarning("dates", "no scan has a date: all count as one visit"))
         return seen, left_out, warnings
 
     def _remembered(self, content: str) -> list[Tensor]:
         """Quantiles and embedding of a scan for each member, if all are kept."""
         if self.kept is None:
             return []
-        found = [read_embedding(self.kept, entry_name(recipe, content)) for recipe in self.recipes]
+        found = [read_embedding(self.kept, entry_name(key, content)) for key in self.cache_keys]
         entries = [entry for entry in found if entry is not None]
         return entries if len(entries) == len(found) else []
 
@@ -272,8 +274,8 @@ class Predictor:
     def _encode(self, facts: ScanFacts, image: Tensor, content: str) -> list[Tensor]:
         entries = [torch.cat([torch.tensor(facts.intensity), embed_scan(net, image)]) for net in self.members]
         if self.kept is not None:
-            for recipe, entry in zip(self.recipes, entries, strict=True):
-                write_embedding(self.kept, entry_name(recipe, content), entry)
+            for key, entry in zip(self.cache_keys, entries, strict=True):
+                write_embedding(self.kept, entry_name(key, content), entry)
         return entries
 
     def _outputs(self, place: int, seen: Sequence[_Seen], covariates: Tensor) -> tuple[Tensor, Tensor]:
@@ -352,11 +354,11 @@ class Predictor:
             survival=tuple(whole[thinned].tolist()),
         )
 
-    def _majority(self, found: Sequence[Mapping[str, str]], scan: int | None = None) -> list[Caution]:
+    def _majority(self, found: Sequence[Mapping[str, str]], scan: int | None = None) -> list[PredictionWarning]:
         """What at least half of the members warn of, in the words of the first that does."""
         names = dict.fromkeys(name for one in found for name in one)
         often = [name for name in names if 2 * sum(name in one for one in found) >= len(found)]
-        return [Caution(name, next(one[name] for one in found if name in one), scan) for name in often]
+        return [PredictionWarning(name, next(one[name] for one in found if name in one), scan) for name in often]
 
 
 def _reason(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from monai_mvreg.cohort.sources import date_in
 from monai_mvreg.cohort.table import Patient
-from monai_mvreg.predict.prediction import Caution, UnusedScan
+from monai_mvreg.predict.prediction import PredictionWarning, UnusedScan
 from monai_mvreg.scans import addresses
 from monai_mvreg.scans.dicom.volumes import Stack
 from monai_mvreg.scans.find import Scan, find_scans
@@ -26,7 +26,7 @@ class FoundPatient:
     patient: Patient
     headers: Mapping[str, Scan]
     left_out: tuple[UnusedScan, ...]
-    warnings: tuple[Caution, ...] = ()
+    warnings: tuple[PredictionWarning, ...] = ()
 
 
 def find_patient(folder: Path, trained: Trained, *, covariates: Mapping[str, float] | None = None) -> FoundPatient:
@@ -87,12 +87,12 @@ def find_patient(folder: Path, trained: Trained, *, covariates: Mapping[str, flo
         covariates=tuple((covariates or {}).get(name, math.nan) for name in trained.covariates),
     )
     damaged = sum(item.scan is None and not item.reason.startswith(_NO_SCAN) for item in refused)
-    warnings = [Caution("left_out", f"files or series that could not be read: {damaged}")] if damaged else []
+    warnings = [PredictionWarning("left_out", f"files or series that could not be read: {damaged}")] if damaged else []
     nobodys = [scan for scan in taken.values() if not scan.patient]
     homes = {inside(scan.address, folder).rpartition("/")[0].partition("/")[0] for scan in nobodys}
     if nobodys and (len(nobodys) < len(taken) or len(homes) > 1):
         sentence = f"{len(nobodys)} of {len(taken)} scans do not say whose they are: check that all are of one patient"
-        warnings.append(Caution("patient", sentence))
+        warnings.append(PredictionWarning("patient", sentence))
     return FoundPatient(patient, taken, tuple(left_out), tuple(warnings))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monai_mvreg.metrics.bootstrap import Array
-from monai_mvreg.metrics.survival import risk_slope, uncensored
+from monai_mvreg.metrics.survival import censoring_survival, risk_slope
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def fit_lower_bound(predicted_days: Array, label: Array, *, horizon: float, conf
     predicted = np.minimum(_positive(predicted_days), horizon)
     if not (time >= horizon).any():
         raise ValueError(f"expected patients who were seen for {horizon:g} days, the longest is {time.max():g}")
-    days, chance = uncensored(label)
+    days, chance = censoring_survival(label)
     known = event | (time >= horizon)
     until = np.minimum(time, horizon)[known]
     # Seen at a time is who was not censored before it.

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _OURS = "monai_mvreg.service"
 
 
-class Meters:
+class Metrics:
     """What is counted; one registry of its own, so that two listeners of a process do not share it."""
 
     def __init__(self) -> None:
@@ -40,12 +40,12 @@ class Meters:
         )
 
 
-def serve_health(address: tuple[str, int], meters: Meters, trouble: Callable[[], list[str]]) -> ThreadingHTTPServer:
+def serve_health(address: tuple[str, int], metrics: Metrics, trouble: Callable[[], list[str]]) -> ThreadingHTTPServer:
     """Answer ``/healthz`` and ``/metrics`` in threads of their own until ``shutdown`` is called.
 
     Args:
         address: host and port.
-        meters: of the listener.
+        metrics: of the listener.
         trouble: what is not well, in words without identifiers; called for each request.
     """
 
@@ -57,7 +57,7 @@ def serve_health(address: tuple[str, int], meters: Meters, trouble: Callable[[],
             if self.path == "/healthz":
                 body, kind = json.dumps({"well": not found, "trouble": found}).encode(), "application/json"
             elif self.path == "/metrics":
-                body, kind = generate_latest(meters.registry), CONTENT_TYPE_LATEST
+                body, kind = generate_latest(metrics.registry), CONTENT_TYPE_LATEST
             else:
                 self.send_error(404)
                 return

@@ -49,7 +49,7 @@ class ObjectFacts:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class QueuedStudy:
     """A study in the queue.
 
     ``version`` counts the objects that changed it, ``crashes`` how often the process ended while it was predicted, and
@@ -66,7 +66,7 @@ class Waiting:
     sent_answer: str | None
 
 
-_FIELDS = ", ".join(Waiting.__annotations__)
+_FIELDS = ", ".join(QueuedStudy.__annotations__)
 
 
 def hashed(identifier: str) -> str:
@@ -237,7 +237,7 @@ class Inbox:
             if not self.report(row.key).exists():
                 self._set(row.key, "state = 'receiving', tries = 0, due = 0")
 
-    def ready(self, *, quiet: float, busy: Collection[str] = ()) -> Waiting | None:
+    def ready(self, *, quiet: float, busy: Collection[str] = ()) -> QueuedStudy | None:
         """The study that is complete for longest: nothing of it came for a while, nor of another of its patient.
 
         An earlier study of which half has come would give a number of half a scan.
@@ -256,7 +256,7 @@ class Inbox:
         rows = self._rows(complete, now - quiet, now)
         return next((row for row in rows if row.key not in busy and row.patient not in patients), None)
 
-    def unsent(self) -> Waiting | None:
+    def unsent(self) -> QueuedStudy | None:
         """The study whose report is due to be sent."""
         return next(iter(self._rows("state = 'predicted' AND due <= ? ORDER BY due LIMIT 1", time.time())), None)
 
@@ -265,10 +265,10 @@ class Inbox:
         rows = self._rows("patient = ? AND state != 'failed' AND NOT emptied", hashed(patient))
         return [self.folder(row.key) for row in rows]
 
-    def _rows(self, where: str, *values: object) -> list[Waiting]:
+    def _rows(self, where: str, *values: object) -> list[QueuedStudy]:
         with self._lock:
             found = self._base.execute(f"SELECT {_FIELDS} FROM studies WHERE {where}", values).fetchall()
-        return [Waiting(*row) for row in found]
+        return [QueuedStudy(*row) for row in found]
 
     def _set(self, key: str, changes: str, *values: object) -> None:
         with self._lock:
@@ -278,7 +278,7 @@ class Inbox:
         """Note that a study is being predicted: if the process dies of it, the next one knows."""
         self._set(key, "crashes = crashes + 1")
 
-    def postpone(self, waiting: Waiting, seconds: float) -> None:
+    def postpone(self, waiting: QueuedStudy, seconds: float) -> None:
         """Try again later; what went wrong was not the study's fault."""
         due = time.time() + seconds
         self._set(waiting.key, "crashes = ?, tries = tries + 1, due = ?", waiting.crashes, due)
@@ -292,7 +292,7 @@ class Inbox:
         with self._lock:
             self._base.execute("UPDATE studies SET due = 0 WHERE tries > 0")
 
-    def answered(self, waiting: Waiting, answer: str) -> None:
+    def answered(self, waiting: QueuedStudy, answer: str) -> None:
         """Note that the report of this version lies in the outbox; ``answer`` names it."""
         changes = "state = 'predicted', crashes = 0, tries = 0, due = 0, answered = ?, answer = ?"
         self._set(waiting.key, changes, waiting.version, answer)
@@ -306,12 +306,12 @@ class Inbox:
         )
         self.report(key).unlink(missing_ok=True)
 
-    def unchanged(self, waiting: Waiting) -> None:
+    def unchanged(self, waiting: QueuedStudy) -> None:
         """Note that the report of this version would be the one that the archive has."""
         changes = "state = CASE WHEN version > ? THEN 'receiving' ELSE 'sent' END, crashes = 0, tries = 0, due = 0"
         self._set(waiting.key, changes, waiting.version)
 
-    def fail(self, waiting: Waiting, reason: str) -> bool:
+    def fail(self, waiting: QueuedStudy, reason: str) -> bool:
         """Put a study aside with the reason in a file; moving its folder back, and a restart, tries again.
 
         Returns:

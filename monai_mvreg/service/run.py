@@ -12,7 +12,7 @@ import time
 from monai_mvreg.dicom_results.ucum import unit_concept
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.service.archive import Archive, DicomWeb, Dimse
-from monai_mvreg.service.health import Meters, serve_health, start_log
+from monai_mvreg.service.health import Metrics, serve_health, start_log
 from monai_mvreg.service.queue import Inbox
 from monai_mvreg.service.service_settings import ListenSettings
 from monai_mvreg.service.store_scp import Listener
@@ -36,17 +36,17 @@ def listen(settings: ListenSettings) -> None:
     start_log()
     settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     predictor = check_model(settings)
-    inbox, meters = Inbox(settings.folder), Meters()
-    listener = Listener(settings, inbox, meters)
+    inbox, metrics = Inbox(settings.folder), Metrics()
+    listener = Listener(settings, inbox, metrics)
     worker = Worker(
         settings,
         inbox,
         predictor=predictor,
         archive=_archive(settings, listener),
-        meters=meters,
+        metrics=metrics,
         busy=listener.being_sent,
     )
-    _measure(meters, inbox, listener)
+    _measure(metrics, inbox, listener)
     thread = threading.Thread(target=worker.run, args=[stop], name="worker", daemon=True)
 
     def trouble() -> list[str]:
@@ -57,7 +57,7 @@ def listen(settings: ListenSettings) -> None:
 
     listener.start()
     thread.start()
-    health = serve_health((settings.health_host, settings.health_port), meters, trouble)
+    health = serve_health((settings.health_host, settings.health_port), metrics, trouble)
     facts = {"port": listener.port, "health_port": health.server_address[1], "waiting": inbox.counts()}
     logger.info("listening", extra={"facts": facts})
     stop.wait()
@@ -97,9 +97,9 @@ def _archive(settings: ListenSettings, listener: Listener) -> Archive:
     return Dimse(settings.dimse, ae_title=settings.ae_title, expected=listener.expected)
 
 
-def _measure(meters: Meters, inbox: Inbox, listener: Listener) -> None:
+def _measure(metrics: Metrics, inbox: Inbox, listener: Listener) -> None:
     """Let the gauges look when they are asked."""
     for state in inbox.counts():
-        meters.studies.labels(state).set_function(lambda state=state: inbox.counts()[state])  # type: ignore[misc]
-    meters.oldest.set_function(inbox.oldest)
-    meters.free.set_function(listener.free)
+        metrics.studies.labels(state).set_function(lambda state=state: inbox.counts()[state])  # type: ignore[misc]
+    metrics.oldest.set_function(inbox.oldest)
+    metrics.free.set_function(listener.free)

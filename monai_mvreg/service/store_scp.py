@@ -22,7 +22,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from monai_mvreg.scans.dicom.headers import CODECS
 from monai_mvreg.scans.formats.byte_ranges import ScanError
-from monai_mvreg.service.health import Meters
+from monai_mvreg.service.health import Metrics
 from monai_mvreg.service.incoming import IncomingFile
 from monai_mvreg.service.queue import Inbox, hashed, read_facts
 from monai_mvreg.service.service_settings import ListenSettings
@@ -48,11 +48,11 @@ class Listener:
     Args:
         settings: of the listener.
         inbox: the queue.
-        meters: count what comes.
+        metrics: count what comes.
     """
 
-    def __init__(self, settings: ListenSettings, inbox: Inbox, meters: Meters) -> None:
-        self.settings, self.inbox, self.meters = settings, inbox, meters
+    def __init__(self, settings: ListenSettings, inbox: Inbox, metrics: Metrics) -> None:
+        self.settings, self.inbox, self.metrics = settings, inbox, metrics
         self.expected: dict[str, Path] = {}
         self.port = settings.port
         self._sending: dict[Any, set[str]] = {}
@@ -89,7 +89,7 @@ class Listener:
         handlers: list[Any] = [
             (evt.EVT_CONN_OPEN, self._opened),
             (evt.EVT_REQUESTED, self._requested),
-            (evt.EVT_REJECTED, lambda _: self.meters.refused.labels("association").inc()),
+            (evt.EVT_REJECTED, lambda _: self.metrics.refused.labels("association").inc()),
             (evt.EVT_C_STORE, self._store),
         ]
         context = _server_context(given)
@@ -98,7 +98,7 @@ class Listener:
                 (given.host, given.port),
                 ssl_context=context,
                 evt_handlers=handlers,
-                server_class=_guarded(given, self.meters),
+                server_class=_guarded(given, self.metrics),
             )
         except OSError as error:
             raise OSError(f"expected a free port, got {given.host}:{given.port}: {error.strerror}") from None
@@ -135,7 +135,7 @@ class Listener:
         titles = [peer.ae_title for peer in self.settings.peers if _is_in(address, peer.address)]
         if primitive.calling_ae_title.strip() not in titles:
             event.assoc.acse.send_reject(0x01, 0x01, 0x03)
-            self.meters.refused.labels("association").inc()
+            self.metrics.refused.labels("association").inc()
             event.assoc.kill()
 
     def _store(self, event: Any) -> int | Dataset:
@@ -147,7 +147,7 @@ class Listener:
             status, told = self._kept(event, file)
         except OSError:
             status, told = OUT_OF_RESOURCES, "space"
-        self.meters.objects.labels(told).inc()
+        self.metrics.objects.labels(told).inc()
         facts: dict[str, object] = {"bytes": file.size, "seconds": round(time.monotonic() - started, 4)}
         facts |= {"object": hashed(str(request.AffectedSOPInstanceUID))[:12], "result": told, "status": f"{status:04X}"}
         logger.info("object received", extra={"facts": facts})
@@ -237,7 +237,7 @@ def _server_context(settings: ListenSettings) -> ssl.SSLContext | None:
     return context
 
 
-def _guarded(settings: ListenSettings, meters: Meters) -> type[ThreadedAssociationServer]:
+def _guarded(settings: ListenSettings, metrics: Metrics) -> type[ThreadedAssociationServer]:
     """A server that looks at an address before it reads a byte, and that no silent client can stop."""
 
     class Guarded(ThreadedAssociationServer):
@@ -253,7 +253,7 @@ def _guarded(settings: ListenSettings, meters: Meters) -> type[ThreadedAssociati
                 reason = "too many"
             else:
                 return True
-            meters.refused.labels(reason).inc()
+            metrics.refused.labels(reason).inc()
             logger.warning("connection refused", extra={"facts": {"reason": reason}})
             return False
 
@@ -282,7 +282,7 @@ def _guarded(settings: ListenSettings, meters: Meters) -> type[ThreadedAssociati
             self.server_close()
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            meters.refused.labels("connection").inc()
+            metrics.refused.labels("connection").inc()
             logger.warning("connection refused", extra={"facts": {"reason": "connection"}})
 
     return Guarded

@@ -23,8 +23,8 @@ from monai_mvreg.dicom_results.structured_report import make_report
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.scans.formats.byte_ranges import ScanError
 from monai_mvreg.service.archive import Archive, ArchivedStudy, ArchiveError, RefusedError
-from monai_mvreg.service.health import Meters
-from monai_mvreg.service.queue import Inbox, ObjectFacts, Waiting, hashed, read_facts, sync_folder
+from monai_mvreg.service.health import Metrics
+from monai_mvreg.service.queue import Inbox, ObjectFacts, QueuedStudy, hashed, read_facts, sync_folder
 from monai_mvreg.service.service_settings import ListenSettings
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Worker:
         inbox: the queue.
         predictor: the model.
         archive: where earlier studies come from and reports go to.
-        meters: count what is done.
+        metrics: count what is done.
         busy: keys of the studies that are still being sent.
     """
 
@@ -52,11 +52,11 @@ class Worker:
         *,
         predictor: Predictor,
         archive: Archive,
-        meters: Meters,
+        metrics: Metrics,
         busy: Callable[[], Collection[str]] = frozenset,
     ) -> None:
         self.settings, self.inbox, self.predictor, self.archive = settings, inbox, predictor, archive
-        self.meters, self.busy, self.last_turn = meters, busy, time.monotonic()
+        self.metrics, self.busy, self.last_turn = metrics, busy, time.monotonic()
         self._cleaned, self._down = -_CLEAN_EVERY, False
         self._begun = ""
         self._modalities = frozenset(
@@ -88,7 +88,7 @@ class Worker:
             return False
         return True
 
-    def _send(self, waiting: Waiting) -> None:
+    def _send(self, waiting: QueuedStudy) -> None:
         """Send a report; what the archive refuses is tried some times, for that may be mended there."""
         try:
             self.archive.store(self.inbox.report(waiting.key))
@@ -101,13 +101,13 @@ class Worker:
             self._later(waiting, "send", error)
         else:
             self.inbox.sent(waiting.key)
-            self.meters.answers.inc()
+            self.metrics.answers.inc()
             self._log("report sent", waiting)
             if self._down:
                 self._down = False
                 self.inbox.hurry()
 
-    def _answer(self, waiting: Waiting) -> None:
+    def _answer(self, waiting: QueuedStudy) -> None:
         """Predict a study; what cannot be predicted is put aside, and so is what ended the process too often."""
         if waiting.crashes >= self.settings.max_crashes:
             self._fail(waiting, f"the process ended {waiting.crashes} times while it was predicted")
@@ -116,7 +116,7 @@ class Worker:
         self._begun = waiting.key
         place = self.inbox.home / "work" / waiting.key
         try:
-            with self.meters.seconds.time():
+            with self.metrics.seconds.time():
                 self._predict(waiting, place)
         except ValueError as error:  # of the scans or the report: the same next time
             self._fail(waiting, str(error))
@@ -135,7 +135,7 @@ class Worker:
         if self._begun:
             self.inbox.forgive(self._begun)
 
-    def _predict(self, waiting: Waiting, place: Path) -> None:
+    def _predict(self, waiting: QueuedStudy, place: Path) -> None:
         """Write the report of a study into the outbox."""
         rmtree(place, ignore_errors=True)
         own = self._link(self.inbox.folder(waiting.key), place / waiting.key)
@@ -173,7 +173,7 @@ class Worker:
                 return report
             rmtree(place / hashed(report.StudyInstanceUID))
 
-    def _gather(self, waiting: Waiting, own: ObjectFacts, place: Path) -> None:
+    def _gather(self, waiting: QueuedStudy, own: ObjectFacts, place: Path) -> None:
         """Bring the earlier studies of the patient together, from the archive and from the queue."""
         moment = (own.date, own.time or "235959")
         here = {folder.name: folder for folder in self.inbox.folders_of(own.patient) if folder.name != waiting.key}
@@ -218,22 +218,22 @@ class Worker:
                 copyfile(file, target / file.name)
         return read_facts(files[0]) if files else None
 
-    def _later(self, waiting: Waiting, what: str, error: Exception) -> None:
+    def _later(self, waiting: QueuedStudy, what: str, error: Exception) -> None:
         """Wait twice as long as last time, and a random part of it, so that not all come at once."""
         wait = min(_FIRST_WAIT * 2**waiting.tries, self.settings.max_wait) * random.uniform(0.5, 1)
         self.inbox.postpone(waiting, wait)
         self._down = True
-        self.meters.retries.labels(what).inc()
+        self.metrics.retries.labels(what).inc()
         facts = {"study": waiting.key[:12], "what": what, "error": type(error).__name__, "wait": round(wait, 1)}
         facts |= {"reason": str(error)} if isinstance(error, ArchiveError) else {}  # our own words, of nobody
         logger.warning("to be tried again", extra={"facts": facts})
 
-    def _fail(self, waiting: Waiting, reason: str) -> None:
+    def _fail(self, waiting: QueuedStudy, reason: str) -> None:
         if self.inbox.fail(waiting, reason):
-            self.meters.failures.inc()
+            self.metrics.failures.inc()
             self._log("study put aside", waiting)
 
-    def _log(self, event: str, waiting: Waiting) -> None:
+    def _log(self, event: str, waiting: QueuedStudy) -> None:
         logger.info(event, extra={"facts": {"study": waiting.key[:12], "version": waiting.version}})
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from monai_mvreg.cache.atomic import written_whole
+from monai_mvreg.cache.atomic import atomic_write
 from monai_mvreg.predict.prediction import PURPOSE
 from monai_mvreg.predict.predictor import Predictor
 
@@ -112,7 +112,7 @@ def export_onnx(predictor: Predictor, path: Path) -> float:
     example = _example(predictor, 2, 3)
     axes = {name: {0: "patients"} if name == "covariates" else {0: "patients", 1: "scans"} for name in example}
     networks = [_attending_plainly(network) for network in predictor.members]
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         with _quietly(), _in_one_sentence("ONNX"):
             torch.onnx.export(
                 _Whole(predictor, networks).eval(),
@@ -150,7 +150,7 @@ def export_torchscript(predictor: Predictor, path: Path) -> float:
     TorchScript file is a program: load only those that you trust.
     """
     example = _example(predictor, 2, 3)
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         with _quietly(), _in_one_sentence("TorchScript"):
             # Networks are compiled, for a trace would keep the device; what their outputs mean is a few plain steps.
             networks = [torch.jit.script(copy.deepcopy(network)) for network in predictor.members]

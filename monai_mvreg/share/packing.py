@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from monai_mvreg.cache.atomic import written_whole
+from monai_mvreg.cache.atomic import atomic_write
 from monai_mvreg.predict.prediction import PURPOSE
 from monai_mvreg.trained.trained_model import model_folders, read_residuals, read_trained
 from monai_mvreg.trained.weights import read_weights, weights_hash
@@ -110,7 +110,7 @@ def pack_bundle(bundle: Path, models: Path, path: Path) -> PackFacts:
     files[_MANIFEST] = json.dumps(manifest, indent=1).encode()
     if sum(map(len, files.values())) > _LARGEST:
         raise ValueError(f"expected a bundle of at most {_LARGEST} bytes, got {sum(map(len, files.values()))}")
-    with written_whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         with zipfile.ZipFile(unfinished, "w") as archive:
             for name in sorted(files):
                 entry = zipfile.ZipInfo(name)  # of 1980

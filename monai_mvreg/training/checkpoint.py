@@ -14,7 +14,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import nn
 
-from monai_mvreg.cache.atomic import written_whole
+from monai_mvreg.cache.atomic import atomic_write
 
 
 class Stateful(Protocol):
@@ -51,7 +51,7 @@ class BestModelSaver:
     def __call__(self, engine: Any) -> None:
         """Save, if this epoch is the best one."""
         if self.write and engine.state.best_metric_epoch == engine.state.epoch:
-            with written_whole(self.path) as unfinished:
+            with atomic_write(self.path) as unfinished:
                 torch.save(self.network.state_dict(), unfinished)
 
     def state_dict(self) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class Checkpoint:
             "to_validate": to_validate,
             "finished": finished,
         }
-        with written_whole(self.path) as unfinished:
+        with atomic_write(self.path) as unfinished:
             torch.save(state, unfinished)
 
     def _tell(self, sentence: str) -> None:

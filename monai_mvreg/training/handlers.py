@@ -16,7 +16,7 @@ from monai.engines import IterationEvents
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 
-from monai_mvreg.cache.atomic import written_whole
+from monai_mvreg.cache.atomic import atomic_write
 
 
 class GradientClipping:
@@ -330,5 +330,5 @@ class Concordance(Metric):
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])

@@ -65,14 +65,14 @@ def fill_cache(folder: Path) -> None:
     """Write random embeddings under the names that those of the scans have."""
     import torch
 
-    from monai_mvreg.cache.scan_embeddings import entry_name, recipe_of, write_embedding
+    from monai_mvreg.cache.scan_embeddings import cache_key, entry_name, write_embedding
     from monai_mvreg.scans.content_hash import content_hashes
 
     (folder / "cache").mkdir()
-    recipe = recipe_of(*preparation())
+    key = cache_key(*preparation())
     addresses = [str(folder / path) for path in pd.read_csv(folder / "cohort.csv")["path"]]
     for content in content_hashes(addresses).values():
-        write_embedding(folder / "cache", entry_name(recipe, content), torch.randn(WIDTH))
+        write_embedding(folder / "cache", entry_name(key, content), torch.randn(WIDTH))
 
 
 def measure(folder: Path) -> dict[str, float]:

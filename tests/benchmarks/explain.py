@@ -27,7 +27,7 @@ from scipy.signal import fftconvolve
 from monai_mvreg.cohort.split import select
 from monai_mvreg.cohort.table import Columns, Patient, read_cohort
 from monai_mvreg.explain.explanation import numbers_by_scan
-from monai_mvreg.explain.native_space import to_own_grid
+from monai_mvreg.explain.native_space import to_native_space
 from monai_mvreg.explain.saliency import SaliencyMap, gradcam, mean_map, occlusion, randomisation_check
 from monai_mvreg.metrics.bootstrap import Array, Estimate, estimates
 from monai_mvreg.predict.predictor import Predictor
@@ -272,7 +272,7 @@ def pointing(
         share.append(truth.mean())
         for method, make in methods.items():
             found = mean_map(numbers, images[place], make)
-            own = np.abs(np.asarray(to_own_grid(found, images[place], predictor.transform)))
+            own = np.abs(np.asarray(to_native_space(found, images[place], predictor.transform)))
             if own.any():
                 energy[method].append(own[truth].sum() / own.sum() / truth.mean())
                 hits[method].append(bool(truth[np.unravel_index(own.argmax(), own.shape)]))

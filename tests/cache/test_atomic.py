@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from monai_mvreg.cache.atomic import written_whole
+from monai_mvreg.cache.atomic import atomic_write
 
 
 def test_the_file_takes_its_place_when_all_is_written(tmp_path: Path) -> None:
     path = tmp_path / "new" / "table.csv"
     for content in ("first", "second"):
-        with written_whole(path) as unfinished:
+        with atomic_write(path) as unfinished:
             unfinished.write_text(content)
             assert not path.exists() or path.read_text() == "first"
     assert path.read_text() == "second" and list(path.parent.iterdir()) == [path]
@@ -22,7 +22,7 @@ def test_the_file_takes_its_place_when_all_is_written(tmp_path: Path) -> None:
 def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("before")
-    with pytest.raises(OSError, match="disk"), written_whole(path) as unfinished:
+    with pytest.raises(OSError, match="disk"), atomic_write(path) as unfinished:
         unfinished.write_text("hal")
         raise OSError("no space left on disk")
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
@@ -33,14 +33,14 @@ def test_a_killed_writer_leaves_what_was_there_and_the_next_one_writes(tmp_path:
     path.write_text("before")
     killed = (
         "import os, pathlib, signal, sys\n"
-        "from monai_mvreg.cache.atomic import written_whole\n"
-        "with written_whole(pathlib.Path(sys.argv[1])) as unfinished:\n"
+        "from monai_mvreg.cache.atomic import atomic_write\n"
+        "with atomic_write(pathlib.Path(sys.argv[1])) as unfinished:\n"
         "    unfinished.write_text('hal')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert subprocess.run([sys.executable, "-c", killed, str(path)], check=False).returncode == -9
     assert path.read_text() == "before"
-    with written_whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text("after")
     assert path.read_text() == "after" and list(tmp_path.iterdir()) == [path]
 
@@ -50,6 +50,6 @@ def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatc
     sync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: (order.append("sync"), sync(descriptor))[1])
     monkeypatch.setattr(Path, "replace", lambda own, target: (order.append("name"), replace(own, target))[1])
-    with written_whole(tmp_path / "table.csv") as unfinished:
+    with atomic_write(tmp_path / "table.csv") as unfinished:
         unfinished.write_text("whole")
     assert order == ["sync", "name"]

@@ -21,7 +21,7 @@ from monai.transforms import EnsureTyped, LoadImaged, MapTransform, NormalizeInt
 from monai.transforms import ResizeWithPadOrCropd as Resized
 from torch.testing import assert_close
 
-from monai_mvreg.cache.prepared_scans import KeptScand, find_entries, prepare_once
+from monai_mvreg.cache.prepared_scans import CachedScand, find_entries, prepare_once
 from monai_mvreg.scans.read import Choices
 from monai_mvreg.scans.reader import ScanReader
 from monai_mvreg.training.transforms import UnpackScansd
@@ -53,10 +53,10 @@ def chain(*, size: int = 8, reader: ScanReader | None = None) -> list[Any]:
     ]
 
 
-def kept(folder: Path, **choices: Any) -> KeptScand:
+def kept(folder: Path, **choices: Any) -> CachedScand:
     """As a new run would have it."""
     COUNTED.clear()
-    return KeptScand("image", chain(**choices), str(folder))
+    return CachedScand("image", chain(**choices), str(folder))
 
 
 def entries(folder: Path) -> list[Path]:
@@ -200,8 +200,8 @@ def test_training_and_evaluation_share_the_entries_and_see_the_scans_they_see_wi
 def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     folder = str(tmp_path / "kept")
     with pytest.raises(ValueError, match="got RandFlipd: move it to augmentation"):
-        KeptScand("image", [*chain(), RandFlipd("image", prob=1.0)], folder)
-    more = KeptScand("image", [*chain(), AddKey("image")], folder)
+        CachedScand("image", [*chain(), RandFlipd("image", prob=1.0)], folder)
+    more = CachedScand("image", [*chain(), AddKey("image")], folder)
     with pytest.raises(ValueError, match=r"one tensor under 'image' .* got \['affine', 'image'\]"):
         more({"image": write_scan(tmp_path / "a.nii")})
     assert entries(tmp_path / "kept") == []

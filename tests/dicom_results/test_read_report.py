@@ -15,7 +15,7 @@ from tiny_model import write_scan
 from monai_mvreg.dicom_results.evidence import write_object
 from monai_mvreg.dicom_results.read_report import ReadReport, read_report
 from monai_mvreg.dicom_results.structured_report import make_report
-from monai_mvreg.predict.prediction import Caution, Number, Prediction, SurvivalCurve
+from monai_mvreg.predict.prediction import Number, Prediction, PredictionWarning, SurvivalCurve
 from tests.dicom_results.test_evidence import two_echoes
 
 
@@ -68,7 +68,7 @@ def test_a_time_to_event_comes_back_at_its_horizons(home: Path, median: float | 
 
 
 def test_warnings_of_the_patient_and_of_scans_come_back(home: Path) -> None:
-    cautions = (Caution("scans", "of all"), Caution("spacing", "of the second", scan=1))
+    cautions = (PredictionWarning("scans", "of all"), PredictionWarning("spacing", "of the second", scan=1))
     assert returned(predicted(home, warnings=cautions), home).warnings == ("of all", "of the second")
 
 

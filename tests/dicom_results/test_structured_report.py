@@ -16,7 +16,15 @@ from tiny_model import BUNDLE, write_model, write_scan
 
 from monai_mvreg.dicom_results.evidence import write_object
 from monai_mvreg.dicom_results.structured_report import SCHEME, make_report
-from monai_mvreg.predict.prediction import PURPOSE, Caution, Number, Prediction, SurvivalCurve, UnusedScan, in_words
+from monai_mvreg.predict.prediction import (
+    PURPOSE,
+    Number,
+    Prediction,
+    PredictionWarning,
+    SurvivalCurve,
+    UnusedScan,
+    in_words,
+)
 from monai_mvreg.predict.predictor import Predictor
 
 
@@ -188,7 +196,10 @@ def test_it_names_the_model_its_software_and_its_hashes(home: Path) -> None:
 
 
 def test_warnings_stand_with_what_they_are_about_and_what_was_left_out_is_told(home: Path) -> None:
-    cautions = (Caution("scans", "3 scans, training saw 2"), Caution("spacing", "spacing 9 mm", scan=1))
+    cautions = (
+        PredictionWarning("scans", "3 scans, training saw 2"),
+        PredictionWarning("spacing", "spacing 9 mm", scan=1),
+    )
     left_out = (UnusedScan("c#1.2.840.113619.2.5.1762583153", "modality US, the model was trained on MR"),)
     report = make_report(predicted(home, warnings=cautions, left_out=left_out), home=home)
     direct = {code(item): str(item.TextValue) for item in report.ContentSequence if item.ValueType == "TEXT"}
@@ -384,7 +395,7 @@ def test_dciodvfy_finds_no_error_and_only_the_private_scheme_to_warn_of(tmp_path
     flat = {"ImagePositionPatient": None, "ImageOrientationPatient": None} if modality in ("CR", "DX") else {}
     tags = {"Modality": modality, "SOPClassUID": kinds[modality], "PatientName": "Nobody^At all", **flat}
     write_study(tmp_path / "a", uid="1.2.3", heights=(0,) if flat else (0, 2, 4), **tags)
-    cautions = (Caution("scans", "some"), Caution("spacing", "some", scan=0))
+    cautions = (PredictionWarning("scans", "some"), PredictionWarning("spacing", "some", scan=0))
     whole = predicted(tmp_path, warnings=cautions, left_out=(UnusedScan("x", "no scan"),), newest_visit=(0.5,))
     assert complaints(make_report(whole, home=tmp_path), tmp_path / "report.dcm") == ([], [])
     curve = SurvivalCurve(None, (365.0,), (0.2,), (1.0,), (0.9,))

@@ -152,7 +152,7 @@ def test_scans_that_are_prepared_again_give_the_advice_to_keep_them(tmp_path: Pa
     once = profile_training(plan_of(folder, **settings), tmp_path / "out")
     first, second = (epoch.parts for epoch in once.epochs)
     assert first["SlowLoadd"] == near(0.04 * PATIENTS) and second["SlowLoadd"] == second["LoadImaged"] == 0
-    assert 0 < second["KeptScand"] < 0.1 and "--cache_dir" not in " ".join(advise(once))
+    assert 0 < second["CachedScand"] < 0.1 and "--cache_dir" not in " ".join(advise(once))
 
 
 def test_a_slow_encoder_gives_the_advice_about_the_step_and_the_bundle_stays_as_it_is(tmp_path: Path) -> None:

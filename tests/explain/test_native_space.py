@@ -29,7 +29,7 @@ from monai.transforms import (
 )
 from PIL import Image
 
-from monai_mvreg.explain.native_space import to_own_grid, write_map
+from monai_mvreg.explain.native_space import to_native_space, write_map
 from monai_mvreg.scans.reader import ScanReader
 
 Array = npt.NDArray[Any]
@@ -109,7 +109,7 @@ def test_what_the_network_saw_lies_on_the_scan_it_was_seen_in(affine: str, way: 
     transform = pipeline(WAYS[way])
     image = transform({"image": str(path)})["image"]
     saliency = image[0].as_tensor() - image[0].as_tensor().min()  # the blob as the network sees it
-    back = to_own_grid(saliency, image, transform)
+    back = to_native_space(saliency, image, transform)
     write_map(back, str(path), tmp_path / "map.nii.gz")
     file, written = nib.load(path), nib.load(tmp_path / "map.nii.gz")
     assert written.shape == file.shape and written.get_data_dtype() == np.float32
@@ -124,7 +124,7 @@ def test_a_map_of_a_dicom_series_lies_on_its_voxels(tmp_path: Path) -> None:
     address = write_series(tmp_path, RescaleSlope=1, RescaleIntercept=0)
     transform = pipeline([Orientationd(**KEY, axcodes="RAS", labels=None), ResizeWithPadOrCropd(**KEY, spatial_size=8)])
     image = transform({"image": str(address)})["image"]
-    write_map(to_own_grid(image[0].as_tensor(), image, transform), str(address), tmp_path / "map.nii.gz")
+    write_map(to_native_space(image[0].as_tensor(), image, transform), str(address), tmp_path / "map.nii.gz")
     own = pipeline([])({"image": str(address)})["image"]
     written = nib.load(tmp_path / "map.nii.gz")
     np.testing.assert_allclose(written.affine, own.affine, atol=1e-4)
@@ -136,7 +136,7 @@ def test_a_map_of_a_picture_lies_on_its_pixels(tmp_path: Path) -> None:
     Image.fromarray(array.T).save(tmp_path / "a.png")
     transform = pipeline([Resized(**KEY, spatial_size=(32, 32), mode="bilinear"), NormalizeIntensityd(**KEY)])
     image = transform({"image": str(tmp_path / "a.png")})["image"]
-    back = to_own_grid(image[0].as_tensor() - image[0].as_tensor().min(), image, transform)
+    back = to_native_space(image[0].as_tensor() - image[0].as_tensor().min(), image, transform)
     write_map(back, str(tmp_path / "a.png"), tmp_path / "map.nii.gz")
     written = nib.load(tmp_path / "map.nii.gz")
     assert written.shape == (60, 90, 1)
@@ -150,7 +150,7 @@ def test_a_single_slice_keeps_its_place_in_the_patient(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.random.default_rng(0).random((20, 30, 1), np.float32), own), path)
     transform = pipeline([Resized(**KEY, spatial_size=(16, 16), mode="bilinear")])
     image = transform({"image": str(path)})["image"]
-    write_map(to_own_grid(image[0].as_tensor(), image, transform), str(path), tmp_path / "map.nii.gz")
+    write_map(to_native_space(image[0].as_tensor(), image, transform), str(path), tmp_path / "map.nii.gz")
     written = nib.load(tmp_path / "map.nii.gz")
     assert written.shape == (20, 30, 1)
     np.testing.assert_allclose(written.affine, own, atol=1e-5)
@@ -161,7 +161,7 @@ def test_what_the_network_did_not_see_is_zero(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.ones((20, 20, 20), np.float32), np.eye(4)), path)
     transform = pipeline([ResizeWithPadOrCropd(**KEY, spatial_size=(10, 10, 10))])
     image = transform({"image": str(path)})["image"]
-    back = to_own_grid(torch.ones(10, 10, 10), image, transform)
+    back = to_native_space(torch.ones(10, 10, 10), image, transform)
     assert back.sum() == 1000 and back[5:15, 5:15, 5:15].min() == 1
 
 
@@ -204,7 +204,7 @@ def test_a_transform_without_a_way_back_is_named(step: Any, name: str, tmp_path:
     transform = pipeline([NormalizeIntensityd(**KEY), step])
     image = transform({"image": str(path)})["image"]
     with pytest.raises(ValueError, match=name):
-        to_own_grid(image[0].as_tensor(), image, transform)
+        to_native_space(image[0].as_tensor(), image, transform)
 
 
 @pytest.mark.parametrize("step", [Windowed(**KEY), Lambdad(**KEY, func=lambda image: image.exp())])
@@ -213,5 +213,5 @@ def test_a_transform_of_values_alone_needs_no_way_back(step: Any, tmp_path: Path
     nib.save(nib.Nifti1Image(np.random.default_rng(0).random((12, 14, 10), np.float32), np.eye(4)), path)
     transform = pipeline([step, Flipd(**KEY, spatial_axis=0)])
     image = transform({"image": str(path)})["image"]
-    back = to_own_grid(image[0].as_tensor(), image, transform)
+    back = to_native_space(image[0].as_tensor(), image, transform)
     torch.testing.assert_close(back.as_tensor(), image[0].as_tensor().flip(0))

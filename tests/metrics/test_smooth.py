@@ -31,17 +31,17 @@ def test_a_straight_relation_is_found_exactly_and_true_predictions_lie_on_it() -
     pred, once = np.linspace(3, 9, 200), np.ones((1, 200))
     curve = CalibrationCurve(pred)
     np.testing.assert_allclose(curve.heights(once, 2 * pred - 5)[0], 2 * curve.places - 5)
-    assert curve.apart(once, once, pred)[0] < 1e-12
-    np.testing.assert_allclose(curve.apart(once, once, pred - 0.5), 0.5)
+    assert curve.calibration_error(once, once, pred)[0] < 1e-12
+    np.testing.assert_allclose(curve.calibration_error(once, once, pred - 0.5), 0.5)
 
 
 def test_the_unit_is_carried_through() -> None:
     generator = np.random.default_rng(1)
     pred, once = generator.normal(size=90), np.ones((1, 90))
     observed = np.sin(pred) + generator.normal(size=90)
-    small = CalibrationCurve(pred).apart(once, once, observed)
-    np.testing.assert_allclose(CalibrationCurve(1e6 * pred).apart(once, once, 1e6 * observed), 1e6 * small)
-    shifted = CalibrationCurve(pred + 100).apart(once, once, observed + 100)
+    small = CalibrationCurve(pred).calibration_error(once, once, observed)
+    np.testing.assert_allclose(CalibrationCurve(1e6 * pred).calibration_error(once, once, 1e6 * observed), 1e6 * small)
+    shifted = CalibrationCurve(pred + 100).calibration_error(once, once, observed + 100)
     np.testing.assert_allclose(shifted, small, rtol=1e-6)
 
 
@@ -52,14 +52,14 @@ def test_few_distinct_predictions_give_the_mean_at_each(pred: np.ndarray) -> Non
     means = [observed[pred == place].mean() for place in curve.places if (pred == place).any()]
     found = curve.heights(once, observed)[0][[int(np.searchsorted(curve.places, p)) for p in np.unique(pred)]]
     np.testing.assert_allclose(found, means)
-    assert np.isfinite(curve.apart(once, once, observed)).all()
+    assert np.isfinite(curve.calibration_error(once, once, observed)).all()
 
 
 def test_chances_that_are_squared_are_off_by_the_known_distance() -> None:
     generator = np.random.default_rng(2)
     pred = generator.uniform(size=20_000)
     happened, once = (generator.uniform(size=20_000) < pred**2).astype(float), np.ones((1, 20_000))
-    found = CalibrationCurve(pred, span=0.1).apart(once, once, happened, high=1)[0]
+    found = CalibrationCurve(pred, span=0.1).calibration_error(once, once, happened, high=1)[0]
     assert found == pytest.approx(np.abs(pred - pred**2).mean(), abs=0.01)
 
 

@@ -7,11 +7,11 @@ import pytest
 
 import monai_mvreg.predict.prediction as room
 from monai_mvreg.predict.prediction import (
-    Caution,
     ModelIdentity,
     NoPrediction,
     Number,
     Prediction,
+    PredictionWarning,
     SurvivalCurve,
     UnusedScan,
     UsedScan,
@@ -37,7 +37,7 @@ def volume() -> Prediction:
         ),
         newest_visit=(-2.0,),
         left_out=(UnusedScan("c.nii.gz", "damaged"),),
-        warnings=(Caution("spacing", "5 mm, training saw 1 to 2 mm", scan=1),),
+        warnings=(PredictionWarning("spacing", "5 mm, training saw 1 to 2 mm", scan=1),),
         model=ModelIdentity("Multi-scan regression", "0.1.0", "monai-mvreg 0.1.0", (HASH,), HASH),
     )
 

@@ -21,11 +21,11 @@ import pytest
 
 from monai_mvreg.predict.prediction import (
     PURPOSE,
-    Caution,
     ModelIdentity,
     NoPrediction,
     Number,
     Prediction,
+    PredictionWarning,
     SurvivalCurve,
     UnusedScan,
     UsedScan,
@@ -104,10 +104,10 @@ def full() -> Prediction:
     """Everything that a report can hold, with the patient's name wherever a name may slip in."""
     return prediction(
         warnings=(
-            Caution("spacing", "voxels of 5 mm, the training saw 1 mm", 1),
-            Caution("spacing", "voxels of 5 mm, the training saw 1 mm", 2),
-            Caution("intensity", "Meier/visit0.nii.gz is darker than 99 of 100 training scans", 0),
-            Caution("number of scans", "3 scans, the training saw 4 to 9"),
+            PredictionWarning("spacing", "voxels of 5 mm, the training saw 1 mm", 1),
+            PredictionWarning("spacing", "voxels of 5 mm, the training saw 1 mm", 2),
+            PredictionWarning("intensity", "Meier/visit0.nii.gz is darker than 99 of 100 training scans", 0),
+            PredictionWarning("number of scans", "3 scans, the training saw 4 to 9"),
         ),
         left_out=(
             UnusedScan("Meier/scout.dcm", "a localizer of Meier^Anna"),
@@ -196,7 +196,7 @@ def test_every_warning_stands_before_the_scans_and_those_of_several_scans_once(t
 
 
 def test_many_scans_with_one_warning_are_told_as_a_range(tmp_path: Path) -> None:
-    warnings = tuple(Caution("spacing", "5 mm", i) for i in (0, 1, 2, 3, 5))
+    warnings = tuple(PredictionWarning("spacing", "5 mm", i) for i in (0, 1, 2, 3, 5))
     assert "Scans 1 to 4 and 6: 5 mm" in read(tmp_path, prediction(7, warnings=warnings))
 
 
@@ -284,7 +284,7 @@ def test_purpose_and_model_are_named_with_short_hashes(tmp_path: Path) -> None:
 
 
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:
-    made = prediction(numbers=(Number('<b>"x', "<i>", 1.0),), warnings=(Caution("<u>", "</main>"),))
+    made = prediction(numbers=(Number('<b>"x', "<i>", 1.0),), warnings=(PredictionWarning("<u>", "</main>"),))
     assert not {"b", "i", "u"} & {tag for tag, _ in Page(written(tmp_path, made)).tags}
 
 
@@ -413,7 +413,7 @@ def test_a_browser_shows_every_picture_asks_for_nothing_and_complains_of_nothing
     browser: Browser, tmp_path: Path
 ) -> None:
     long = "expected even distances in series " + "1.2.840.113619." * 20
-    made = replace(full(), left_out=(UnusedScan("x" * 200, long),), warnings=(Caution("a check", long),))
+    made = replace(full(), left_out=(UnusedScan("x" * 200, long),), warnings=(PredictionWarning("a check", long),))
     page = tmp_path / "report.html"
     write_patient_report(page, made, pictures=pictures(), cohort={"brain_volume": tuple(range(80, 185, 5))})
     browser.open(page)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from monai_mvreg.service.health import JsonLines, Meters, serve_health
+from monai_mvreg.service.health import JsonLines, Metrics, serve_health
 
 TROUBLE: list[str] = []
 
@@ -20,9 +20,9 @@ TROUBLE: list[str] = []
 @pytest.fixture
 def url() -> Iterator[str]:
     TROUBLE.clear()
-    meters = Meters()
-    meters.objects.labels("stored").inc(3)
-    server = serve_health(("127.0.0.1", 0), meters, lambda: TROUBLE)
+    metrics = Metrics()
+    metrics.objects.labels("stored").inc(3)
+    server = serve_health(("127.0.0.1", 0), metrics, lambda: TROUBLE)
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     server.server_close()

@@ -12,7 +12,7 @@ import pytest
 from make_dicom import write_slice
 
 from monai_mvreg.scans.formats.byte_ranges import ScanError
-from monai_mvreg.service.queue import Inbox, ObjectFacts, Waiting, hashed, read_facts
+from monai_mvreg.service.queue import Inbox, ObjectFacts, QueuedStudy, hashed, read_facts
 
 UID = "1.2.3.4"
 
@@ -25,7 +25,7 @@ def put(inbox: Inbox, *, study: str = UID, instance: str = "1.2.9", content: flo
     return inbox.keep(path, read_facts(path), digest=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def ready(inbox: Inbox) -> Waiting:
+def ready(inbox: Inbox) -> QueuedStudy:
     found = inbox.ready(quiet=0)
     assert found is not None
     return found

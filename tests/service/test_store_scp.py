@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ComprehensiveSRStorage, DeflatedExplicitVRLittleEndian
 from pynetdicom import AE
 
-from monai_mvreg.service.health import Meters
+from monai_mvreg.service.health import Metrics
 from monai_mvreg.service.queue import Inbox, hashed
 from monai_mvreg.service.service_settings import DimseArchive, ListenSettings, Peer, ServerTls, WebArchive
 from monai_mvreg.service.store_scp import Listener
@@ -42,7 +42,7 @@ def started(home: Path, **settings: object) -> Listener:
         "network_timeout": 2.0,
         **settings,
     }
-    listener = Listener(ListenSettings(**given), Inbox(home / "queue"), Meters())  # type: ignore[arg-type]
+    listener = Listener(ListenSettings(**given), Inbox(home / "queue"), Metrics())  # type: ignore[arg-type]
     listener.start()
     return listener
 
@@ -85,7 +85,7 @@ def test_an_address_that_is_no_peers_is_refused(tmp_path: Path) -> None:
     listener = started(tmp_path, peers=(Peer("SENDER", "10.0.0.0/8"),))
     assert send(listener.port, [image()]) == [-1]
     listener.stop()
-    assert listener.meters.refused.labels("address")._value.get() == 1
+    assert listener.metrics.refused.labels("address")._value.get() == 1
 
 
 def test_a_title_counts_only_from_its_own_address(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_message_without_end_ends_its_connection_before_it_fills_the_memory(li
 def test_a_flood_of_connections_is_refused_and_the_service_goes_on(listener: Listener) -> None:
     before = threading.active_count()  # other tests of this process leave threads behind
     flood = [socket.create_connection(("127.0.0.1", listener.port), timeout=5) for _ in range(100)]
-    wait_for(lambda: listener.meters.refused.labels("too many")._value.get() >= 50)
+    wait_for(lambda: listener.metrics.refused.labels("too many")._value.get() >= 50)
     assert threading.active_count() - before < 80
     wait_for(lambda: send(listener.port, [image()]) == [0])  # those that say nothing are ended after a while
     for connection in flood:

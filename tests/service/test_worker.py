@@ -20,7 +20,7 @@ from tiny_model import BUNDLE, write_model
 
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.service.archive import ArchivedStudy, ArchiveError, RefusedError
-from monai_mvreg.service.health import JsonLines, Meters
+from monai_mvreg.service.health import JsonLines, Metrics
 from monai_mvreg.service.queue import Inbox, hashed, read_facts
 from monai_mvreg.service.service_settings import ListenSettings, WebArchive
 from monai_mvreg.service.worker import Worker
@@ -66,7 +66,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 @pytest.fixture
 def worker(tmp_path: Path, predictor: Predictor) -> Iterator[Worker]:
     settings = ListenSettings(tmp_path / "queue", BUNDLE, web=WebArchive("http://x"), quiet=0.0, max_refusals=2)
-    made = Worker(settings, Inbox(tmp_path / "queue"), predictor=predictor, archive=Shelf(), meters=Meters())
+    made = Worker(settings, Inbox(tmp_path / "queue"), predictor=predictor, archive=Shelf(), metrics=Metrics())
     yield made
     made.inbox.close()
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_predicted_is_put_aside_with_the_reason(
 ) -> None:
     arrive(worker, *study(tmp_path / "new", number=1, **tags).iterdir())
     assert all_turns(worker) == [] and sentence in reason(worker)
-    assert worker.inbox.counts()["failed"] == 1 and worker.meters.failures._value.get() == 1
+    assert worker.inbox.counts()["failed"] == 1 and worker.metrics.failures._value.get() == 1
 
 
 def test_earlier_scans_alone_are_no_answer_to_a_new_study(worker: Worker, tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_an_object_that_comes_while_a_study_fails_is_tried(
 
     monkeypatch.setattr(worker.predictor, "predict_folder", slow)
     assert len(all_turns(worker)) == 1 and worker.inbox.counts()["failed"] == 0
-    assert worker.meters.failures._value.get() == 0
+    assert worker.metrics.failures._value.get() == 0
 
 
 def test_an_object_that_comes_during_the_prediction_is_not_lost(

@@ -15,9 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 import yaml
 from monai.apps import get_logger
 from monai.bundle import ConfigParser
+from monai.utils import set_determinism
 
 _READ_BY_MONAI = {"imports", "initialize", "run", "finalize", "_meta_"}
 
@@ -228,10 +230,13 @@ def user_error(error: BaseException) -> BaseException | None:
     """Find the error a user can mend: the outermost among an error and its causes that speaks of the user's files.
 
     These are the ``ValueError`` and ``FileNotFoundError`` of this package, a file that another one does not find (the
-    trained model) or may not open, and a component of the config that does not exist or does not have an argument.
+    trained model) or may not open, a component of the config that does not exist or does not have an argument, and
+    memory that is too small, as a ``MemoryError`` that names the settings to lower.
     """
     cause: BaseException | None = error
     while cause is not None:
+        if (shortage := _memory_shortage(cause)) is not None:
+            return shortage
         trace = cause.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
@@ -245,6 +250,36 @@ def user_error(error: BaseException) -> BaseException | None:
         # What was raised "from None" stands for itself.
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
+
+
+def _memory_shortage(error: BaseException) -> MemoryError | None:
+    """Turn torch's report that memory ran out, of a GPU or of the computer, into one sentence with a remedy."""
+    text = str(error).partition("\n")[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        where = "the GPU"
+    elif isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text:  # torch has no type of its own for it
+        where = "this computer"
+    else:
+        return None
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
+    size = f" for {asked[1]} more" if asked else ""
+    return MemoryError(
+        f"not enough memory on {where}{size}: in training set chunk_size (scans encoded at once), or lower max_scans "
+        "(scans in a batch), batch_size (patients in a batch) or spatial_size; in prediction use --device cpu"
+    )
+
+
+def set_seed(seed: int, *, deterministic: bool) -> None:
+    """Seed Python, numpy and torch; for the list ``initialize`` of a config.
+
+    Args:
+        seed: the seed.
+        deterministic: also use deterministic algorithms throughout, so that the same training on the same GPU gives
+            the same bits; it is slower, and torch refuses a network with an operation that has none.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+    set_determinism(seed, use_deterministic_algorithms=deterministic or None)
 
 
 def _print_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -2,17 +2,19 @@
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_mvreg import workflow
 from monai_mvreg.cohort.table import Columns, read_cohort
-from monai_mvreg.workflow import explain_errors, refuse_unread_settings, user_error
+from monai_mvreg.workflow import explain_errors, refuse_unread_settings, set_seed, user_error
 
 CONFIG: dict[str, Any] = {
     "bundle_root": ".",
@@ -108,7 +110,7 @@ def failing(expression: str) -> BaseException:
     """The error of a config whose run fails three levels deep."""
     parser = ConfigParser(
         {
-            "imports": ["$import monai_mvreg.cohort.table as table"],
+            "imports": ["$import torch", "$import monai_mvreg.cohort.table as table"],
             "cohort": expression,
             "items": "$list(@cohort)",
             "run": ["$@items"],
@@ -135,6 +137,32 @@ def test_our_error_raised_in_place_of_a_foreign_one_is_found(tmp_path: Path) -> 
 @pytest.mark.parametrize("expression", ["$1 / 0", "$int('x')", "$[1][2]"])
 def test_foreign_errors_are_not_taken_for_ours(expression: str) -> None:
     assert user_error(failing(expression)) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "where", "size"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ..."),
+            "the GPU",
+            "2.50 GiB",
+        ),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"), "computer", ""),
+    ],
+)
+def test_memory_that_runs_out_is_said_in_one_sentence_with_the_settings_to_lower(
+    error: Exception, where: str, size: str
+) -> None:
+    try:
+        raise RuntimeError("Failed to evaluate the config") from error  # as MONAI wraps it
+    except RuntimeError as wrapped:
+        text = cause(wrapped)
+    assert "not enough memory on" in text and where in text and size in text and "\n" not in text
+    assert all(name in text for name in ("chunk_size", "max_scans", "batch_size", "--device cpu"))
+
+
+def test_memory_that_really_runs_out_is_recognised() -> None:
+    assert isinstance(user_error(failing("$torch.empty(2**50)")), MemoryError)
 
 
 def test_an_error_of_a_library_inside_our_call_is_not_taken_for_ours() -> None:
@@ -224,3 +252,20 @@ def test_settings_are_saved_with_all_that_they_refer_to_and_nothing_else(bundle:
     saved = json.loads((bundle / "settings.json").read_text())
     assert saved["own"] == {"size": "$@margin * 2", "margin": 3, "imports": ["$import pathlib"]}
     assert (saved["unit"], saved["dated"], saved["horizons"], saved["loss"]) == ("mL", True, None, {"delta": 3})
+
+
+# ---- Seeds -----------------------------------------------------------------------------------------------------------
+
+
+def test_deterministic_algorithms_are_used_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        set_seed(3, deterministic=False)
+        assert not torch.are_deterministic_algorithms_enabled() and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+        drawn = torch.rand(1)
+        set_seed(3, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert torch.rand(1) == drawn
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)

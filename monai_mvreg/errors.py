@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
+import torch
+
 
 def user_error(error: BaseException) -> BaseException | None:
     """Find the error a user can mend: the outermost among an error and its causes that speaks of the user's files.
 
     These are the ``ValueError`` and ``FileNotFoundError`` of this package, a file that another one does not find (the
-    trained model) or may not open, and a component of the config that does not exist or does not have an argument.
+    trained model) or may not open, a component of the config that does not exist or does not have an argument, and
+    memory that is too small, as a ``MemoryError`` that names the settings to lower.
     """
     cause: BaseException | None = error
     while cause is not None:
+        if (shortage := _memory_shortage(cause)) is not None:
+            return shortage
         trace = cause.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
@@ -24,3 +31,20 @@ def user_error(error: BaseException) -> BaseException | None:
         # What was raised "from None" stands for itself.
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
+
+
+def _memory_shortage(error: BaseException) -> MemoryError | None:
+    """Turn torch's report that memory ran out, of a GPU or of the computer, into one sentence with a remedy."""
+    text = str(error).partition("\n")[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        where = "the GPU"
+    elif isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text:  # torch has no type of its own for it
+        where = "this computer"
+    else:
+        return None
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
+    size = f" for {asked[1]} more" if asked else ""
+    return MemoryError(
+        f"not enough memory on {where}{size}: in training set chunk_size (scans encoded at once), or lower max_scans "
+        "(scans in a batch), batch_size (patients in a batch) or spatial_size; in prediction use --device cpu"
+    )

@@ -1,6 +1,9 @@
 """What the tests share: every pool and every encoder, one seed, one thread."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -65,6 +68,15 @@ ENCODERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "histogram": (lambda: HistogramEncoder(8, low=-2, high=2), (1, 32, 32)),
     "slices": (lambda: SliceEncoder(monai_resnet(2)), (1, 32, 32, 3)),
 }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Run all tests of a file in one process, since they share fixtures; start files in the order of their names."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -17,11 +17,13 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import requests
 from tiny_model import BUNDLE, write_model, write_scan
+
+if TYPE_CHECKING:
+    import requests  # not on every machine that runs tests/gpu
 
 ROOT = Path(__file__).parents[1]
 PINS = ROOT / "requirements-label.txt"
@@ -40,6 +42,8 @@ class LabelServer:
     log: Path
 
     def infer(self, params: Mapping[str, Any] | str, *, image: str = "", **query: str) -> requests.Response:
+        import requests
+
         text = params if isinstance(params, str) else json.dumps(params)
         query = {"image": image, "output": "json", **query}
         return requests.post(f"{self.url}/infer/mvreg", params=query, files={"params": (None, text)}, timeout=120)
@@ -119,6 +123,8 @@ def serve_fork(
 
 def wait_for_server(place: Path, port: int, alive: Callable[[], bool]) -> None:
     """It takes a quarter of a minute, and on a busy machine many times that."""
+    import requests
+
     end = time.monotonic() + 300
     while time.monotonic() < end and alive():
         try:

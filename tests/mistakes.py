@@ -27,7 +27,7 @@ def failing(expression: str) -> BaseException:
     """The error of a config whose run fails three levels deep."""
     parser = ConfigParser(
         {
-            "imports": ["$import monai_mvreg.cohort.table as table"],
+            "imports": ["$import torch", "$import monai_mvreg.cohort.table as table"],
             "cohort": expression,
             "items": "$list(@cohort)",
             "run": ["$@items"],

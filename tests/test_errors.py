@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from mistakes import cause, failing
 
 from monai_mvreg.cohort.table import Columns, read_cohort
@@ -38,3 +39,29 @@ def test_a_foreign_error_put_in_place_of_ours_is_not_taken_for_ours() -> None:
         except FileNotFoundError:
             raise KeyError("theirs") from None
     assert user_error(caught.value) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "where", "size"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ..."),
+            "the GPU",
+            "2.50 GiB",
+        ),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"), "computer", ""),
+    ],
+)
+def test_memory_that_runs_out_is_said_in_one_sentence_with_the_settings_to_lower(
+    error: Exception, where: str, size: str
+) -> None:
+    try:
+        raise RuntimeError("Failed to evaluate the config") from error  # as MONAI wraps it
+    except RuntimeError as wrapped:
+        text = cause(wrapped)
+    assert "not enough memory on" in text and where in text and size in text and "\n" not in text
+    assert all(name in text for name in ("chunk_size", "max_scans", "batch_size", "--device cpu"))
+
+
+def test_memory_that_really_runs_out_is_recognised() -> None:
+    assert isinstance(user_error(failing("$torch.empty(2**50)")), MemoryError)

@@ -92,6 +92,8 @@ class PatientApp(MONAILabelApp):
                 raise
             except Exception as error:
                 cause = user_error(error) if isinstance(error, (ValueError, RuntimeError)) else None
+                if isinstance(cause, MemoryError):
+                    raise HTTPException(503, str(cause)) from None
                 if cause is not None:
                     raise HTTPException(400, str(cause).replace(str(home), "the request")) from None
                 # Its text may hold names of files, and these the names of patients.

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from monai.apps import get_logger
 from monai.bundle import ConfigParser
+from monai.utils import set_determinism
 
 from monai_mvreg.errors import user_error
 
@@ -224,6 +225,19 @@ def _no_traceback(record: logging.LogRecord) -> bool:
     """Leave out MONAI's traceback of an error, which is printed at the end of a run, and of a stop on request."""
     error = record.exc_info[1] if record.exc_info else None
     return error is None or not (isinstance(error, SystemExit) or user_error(error))
+
+
+def set_seed(seed: int, *, deterministic: bool) -> None:
+    """Seed Python, numpy and torch; for the list ``initialize`` of a config.
+
+    Args:
+        seed: the seed.
+        deterministic: also use deterministic algorithms throughout, so that the same training on the same GPU gives
+            the same bits; it is slower, and torch refuses a network with an operation that has none.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+    set_determinism(seed, use_deterministic_algorithms=deterministic or None)
 
 
 def _print_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

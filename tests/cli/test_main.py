@@ -33,3 +33,10 @@ def test_an_unknown_verb_ends_with_2() -> None:
     with pytest.raises(SystemExit) as end:
         main(["train"])
     assert end.value.code == 2
+
+
+def test_the_package_runs_as_a_module_as_mvreg_does() -> None:
+    done = subprocess.run([sys.executable, "-m", "monai_mvreg", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: mvreg ")
+    unknown = subprocess.run([sys.executable, "-m", "monai_mvreg", "fly"], capture_output=True, text=True, check=False)
+    assert unknown.returncode == 2 and "fly" in unknown.stderr

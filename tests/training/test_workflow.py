@@ -2,17 +2,19 @@
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from mistakes import cause, failing
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_mvreg.training import workflow
-from monai_mvreg.training.workflow import explain_errors, refuse_unread_settings
+from monai_mvreg.training.workflow import explain_errors, refuse_unread_settings, set_seed
 
 CONFIG: dict[str, Any] = {
     "bundle_root": ".",
@@ -172,3 +174,20 @@ def test_settings_are_saved_with_all_that_they_refer_to_and_nothing_else(bundle:
     saved = json.loads((bundle / "settings.json").read_text())
     assert saved["own"] == {"size": "$@margin * 2", "margin": 3, "imports": ["$import pathlib"]}
     assert (saved["unit"], saved["dated"], saved["horizons"], saved["loss"]) == ("mL", True, None, {"delta": 3})
+
+
+# ---- Seeds -----------------------------------------------------------------------------------------------------------
+
+
+def test_deterministic_algorithms_are_used_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        set_seed(3, deterministic=False)
+        assert not torch.are_deterministic_algorithms_enabled() and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+        drawn = torch.rand(1)
+        set_seed(3, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert torch.rand(1) == drawn
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)

@@ -204,6 +204,17 @@ def test_scans_of_one_day_are_one_visit(pool: nn.Module) -> None:
     assert_close(pool(*one_patient([right, early, left], [9.0, 0.0, 9.0]))[0], once)
 
 
+@pytest.mark.parametrize("visits", [2, 5, 20])
+@pytest.mark.parametrize("scans", [2, 3, 5, 6, 7, 9, 10, 11, 25, 49, 50])
+def test_each_scan_is_in_the_visit_of_its_day_and_no_other_however_many_scans_a_day_has(
+    scans: int, visits: int
+) -> None:
+    days = [7.0 * number for number in range(visits)] * scans
+    share, _, count = pools.merge_visits(*one_patient([[1.0]] * len(days), days))
+    assert share[0].T.nonzero().tolist() == [[scan, sorted(set(days)).index(day)] for scan, day in enumerate(days)]
+    assert count.tolist() == [visits]
+
+
 @pytest.mark.parametrize("pool", ORDER_AWARE)
 def test_the_exported_path_of_a_recurrent_pool_equals_the_packed_one(pool: nn.Module, embedded: Embedded) -> None:
     program = torch.export.export(pool.eval(), embedded).module()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +131,37 @@ def test_a_cross_validated_interval_holds_its_share_of_new_patients() -> None:
         low, high = cross_interval(np.stack([x[new] @ fit for fit in fits]), residual, fold, confidence=0.9)
         held.append(((target[new] >= low) & (target[new] <= high)).mean())
     assert 0.88 <= np.mean(held) <= 0.94
+
+
+@pytest.mark.parametrize("alpha", [Fraction(a, b) for a, b in ((1, 20), (1, 10), (1, 5), (1, 3), (9, 20), (1, 2))])
+def test_cross_validated_ends_are_the_order_statistics_of_barber_et_al(alpha: Fraction) -> None:
+    generator = np.random.default_rng(0)
+    for patients in range(math.ceil((1 - alpha) / alpha), 101):
+        pred, residual = generator.normal(size=(3, 1)), generator.normal(size=patients)
+        fold = generator.integers(3, size=patients)
+        low, high = cross_interval(pred, residual, fold, confidence=float(1 - alpha))
+        below = sorted(float(pred[k, 0]) - abs(r) for k, r in zip(fold, residual, strict=True))
+        above = sorted(float(pred[k, 0]) + abs(r) for k, r in zip(fold, residual, strict=True))
+        assert low.tolist() == [below[math.floor(alpha * (patients + 1)) - 1]]
+        assert high.tolist() == [above[math.ceil((1 - alpha) * (patients + 1)) - 1]]
+
+
+def test_a_spread_multiplies_the_residuals_of_the_fold_whose_model_predicts_it() -> None:
+    generator = np.random.default_rng(0)
+    pred, residual, fold = generator.normal(size=(3, 1)), generator.normal(size=30), generator.integers(3, size=30)
+    spread = np.array([[0.1], [1.0], [10.0]])
+    scaled = cross_interval(pred, residual * spread[fold, 0], fold)
+    np.testing.assert_array_equal(cross_interval(pred, residual, fold, spread=spread), scaled)
+
+
+@pytest.mark.parametrize(("confidence", "least"), [(0.5, 1), (2 / 3, 2), (0.8, 4), (0.9, 9), (0.95, 19)])
+def test_a_cross_validated_interval_that_would_be_unbounded_is_refused(confidence: float, least: int) -> None:
+    """The rank of the upper end, (1 - alpha) (n + 1), is above n for fewer than (1 - alpha) / alpha patients."""
+    residual = np.arange(1.0, least + 1)
+    low, high = cross_interval(np.zeros((1, 1)), residual, np.zeros(least, int), confidence=confidence)
+    assert (low.tolist(), high.tolist()) == ([-least], [least])
+    with pytest.raises(ValueError, match=f"expected at least {least} patients, got {least - 1}"):
+        cross_interval(np.zeros((1, 1)), residual[1:], np.zeros(least - 1, int), confidence=confidence)
 
 
 def test_the_bound_of_a_censored_time_holds_its_share_and_is_tighter_than_taking_censoring_for_the_event() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -288,6 +289,37 @@ def test_asked_at_any_moment_it_goes_on_to_the_same_numbers(
     trainer.run()
     torch.testing.assert_close(files(tmp_path / "cut"), files(tmp_path / "whole"), rtol=0, atol=0)
     signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [random.random, np.random.random, lambda: torch.rand(()).item()],
+    ids=["python", "numpy", "torch"],
+)
+def test_a_resumed_training_goes_on_drawing_the_random_numbers_of_a_whole_one(
+    draw: Callable[[], float], tmp_path: Path
+) -> None:
+    def drawn(name: str, *, seed: int, resume: bool = False, stop: int = 0) -> list[float]:
+        """What is drawn in a training, once in each step, up to the step in which it is asked to stop."""
+        for set_seed in (random.seed, np.random.seed, torch.manual_seed):
+            set_seed(seed)
+        (tmp_path / name).mkdir(exist_ok=True)
+        trainer, _ = small(tmp_path / name, resume=resume)
+        numbers: list[float] = []
+        trainer.add_event_handler(Events.ITERATION_STARTED, lambda _: numbers.append(draw()))
+        if stop:
+            asked = Events.ITERATION_STARTED(once=stop)
+            trainer.add_event_handler(asked, lambda _: signal.raise_signal(signal.SIGTERM))
+        with contextlib.suppress(SystemExit):
+            trainer.run()
+        return numbers
+
+    before = signal.getsignal(signal.SIGTERM)
+    whole = drawn("whole", seed=0)
+    cut = drawn("cut", seed=0, stop=5)
+    resumed = drawn("cut", seed=99, resume=True)
+    signal.signal(signal.SIGTERM, before)
+    assert len(cut) == 5 and cut + resumed == whole
 
 
 def test_a_worse_model_never_replaces_the_best_one_after_an_interruption(tmp_path: Path) -> None:

@@ -56,6 +56,15 @@ def test_a_tilted_gantry_gives_a_sheared_affine_and_says_so(tmp_path: Path) -> N
     assert data.facts["tilt_degrees"] == pytest.approx(np.degrees(np.arctan(0.3)), abs=1e-3)
 
 
+def test_a_step_within_a_tenth_of_a_degree_of_the_normal_is_no_tilt(tmp_path: Path) -> None:
+    for degrees in (0.095, 0.105):
+        for number in range(3):
+            place = [0, round(2 * number * np.tan(np.radians(degrees)), 9), 2 * number]
+            write_slice(tmp_path / f"{degrees}" / f"{number}", ImagePositionPatient=place)
+    assert read_scan(tmp_path / "0.095").facts["tilt_degrees"] == 0
+    assert read_scan(tmp_path / "0.105").facts["tilt_degrees"] == pytest.approx(0.105, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("heights", "words"),
     [
@@ -82,6 +91,26 @@ def test_positions_written_with_one_decimal_are_even(tmp_path: Path) -> None:
     assert affine is not None and abs(affine[2, 2] - 0.625) < 0.01
 
 
+def test_gaps_of_tiny_steps_may_differ_from_the_step_by_35_percent(tmp_path: Path) -> None:
+    for name, share in (("within", 0.34), ("beyond", 0.36)):  # each slice is off by half, in turn up and down
+        heights = [0.2 * (number + 1 + share / 2 * (-1) ** number) for number in range(21)]
+        write_series(tmp_path / name, tuple(round(z, 6) for z in heights))
+    assert read_scan(tmp_path / "within").array.shape == (4, 3, 21)
+    assert "expected slices every" in refusal(tmp_path / "beyond")
+
+
+@pytest.mark.parametrize(("step", "limit"), [(0.2, 0.04), (1, 0.06), (2, 0.06), (5, 0.1)])
+def test_a_slice_may_lie_off_the_line_by_0_06_mm_or_2_percent_of_a_step(
+    step: float, limit: float, tmp_path: Path
+) -> None:
+    for name, off in (("within", 0.95 * limit), ("beyond", 1.05 * limit)):
+        for number in range(21):  # a shift of the middle one of n moves the line of least squares by 1 / n of it
+            shift = off / (1 - 1 / 21) if number == 10 else 0
+            write_slice(tmp_path / name / f"{number}", ImagePositionPatient=[round(shift, 6), 0, step * number])
+    assert read_scan(tmp_path / "within").array.shape == (4, 3, 21)
+    assert "expected slices every" in refusal(tmp_path / "beyond")
+
+
 @pytest.mark.parametrize(
     ("tags", "words"),
     [
@@ -105,6 +134,31 @@ def test_one_odd_slice_is_refused_by_its_file_name(
     write_slice(tmp_path / "odd", height, **tags)
     assert words in refusal(tmp_path)
     assert any(words in item.reason for item in find_scans(tmp_path)[1])
+
+
+@pytest.mark.parametrize(
+    ("odd", "own"),
+    [
+        ((1, 3, 5, 7), (1, 3, 5, 7, 9)),  # at most a tenth of the 40 others
+        ((80.8,), (81.2,)),  # at most one and a half steps above the last of them, 78
+    ],
+)
+def test_a_few_slices_of_another_pixel_distance_among_others_are_odd_and_further_ones_are_a_scan(
+    odd: tuple[float, ...], own: tuple[float, ...], tmp_path: Path
+) -> None:
+    for name, heights in (("odd", odd), ("own", own)):
+        write_series(tmp_path / name / "many", tuple(range(0, 80, 2)))
+        write_series(tmp_path / name / "few", heights, PixelSpacing=[0.5, 0.5])
+    assert "expected one pixel spacing, got another in im0" in refusal(tmp_path / "odd")
+    assert len(find_scans(tmp_path / "own")[0]) == 2
+
+
+def test_directions_that_differ_by_less_than_0_0002_are_one(tmp_path: Path) -> None:
+    for name, by in (("one", 1.9e-4), ("two", 2.1e-4)):
+        write_series(tmp_path / name / "most", (0, 2, 6))
+        write_slice(tmp_path / name / "other", 4, ImageOrientationPatient=[1, 0, by, 0, 1, 0])
+    assert read_scan(tmp_path / "one").array.shape == (4, 3, 4)
+    assert "expected one orientation, got another in other" in refusal(tmp_path / "two")
 
 
 def test_three_planes_of_one_series_are_three_scans(tmp_path: Path) -> None:
@@ -190,6 +244,19 @@ def test_slices_beside_each_other_at_one_height_are_refused(tmp_path: Path) -> N
     assert "beside each other" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(("heights", "limit"), [((5,), 0.1), ((0, 2), 0.1), ((0, 10), 0.2)])
+def test_images_at_one_height_may_lie_0_1_mm_or_2_percent_of_a_gap_apart(
+    heights: tuple[float, ...], limit: float, tmp_path: Path
+) -> None:
+    for name, shift in (("within", 0.95 * limit), ("beyond", 1.05 * limit)):
+        write_series(tmp_path / name / "first", heights, InstanceNumber=1)
+        for z in heights:
+            place = [-10 + shift, 20, z]
+            write_slice(tmp_path / name / f"second{z}", ImagePositionPatient=place, InstanceNumber=2)
+    assert read_scan(tmp_path / "within").array.shape[-1] == 2
+    assert "beside each other" in refusal(tmp_path / "beyond")
+
+
 def test_radiographs_of_one_series_are_scans_of_their_own(tmp_path: Path) -> None:
     for name in ("pa", "lateral"):
         write_slice(
@@ -236,6 +303,40 @@ def test_a_missing_slice_and_a_bent_stack_are_refused_all_the_same(tmp_path: Pat
     for number, z in enumerate(UNEVEN):
         write_slice(tmp_path / f"bent/{number}", ImagePositionPatient=[z * z / 20, 0, z])
     assert "expected slices every" in refusal(tmp_path / "bent", choices=Choices(resample=True))
+
+
+def heights_of(steps: list[float]) -> tuple[float, ...]:
+    """Heights of slices whose gaps are so many times 2 mm."""
+    return tuple((2 * np.cumsum([0, *steps])).round(6).tolist())
+
+
+@pytest.mark.parametrize(
+    ("lost", "plan"),
+    [
+        ([1] * 9 + [1.91], [1] * 9 + [1.89]),  # a lost slice leaves a gap of a whole number of steps
+        ([1] * 9 + [1.09, 2], [1] * 9 + [1.11, 2]),  # between others that are even
+        ([1] * 36 + [2] * 4, [1] * 35 + [2] * 5),  # and a tenth of the gaps at most are of lost slices
+    ],
+)
+def test_gaps_within_a_tenth_of_whole_steps_are_lost_slices_that_are_never_interpolated(
+    lost: list[float], plan: list[float], tmp_path: Path
+) -> None:
+    assert "missing" in refusal(write_series(tmp_path / "lost", heights_of(lost)), choices=Choices(resample=True))
+    assert read_scan(write_series(tmp_path / "plan", heights_of(plan)), choices=Choices(resample=True)).facts[
+        "resampled"
+    ]
+
+
+@pytest.mark.parametrize(("step", "limit"), [(2, 0.06), (10, 0.2)])
+def test_slices_are_interpolated_if_they_lie_on_a_straight_line_to_0_06_mm_or_2_percent_of_a_step(
+    step: float, limit: float, tmp_path: Path
+) -> None:
+    for name, off in (("within", 0.95 * limit), ("beyond", 1.05 * limit)):
+        for number, gaps in enumerate((0, 1, 2, 3.5, 5)):
+            place = [off if number == 1 else 0, 0, step * gaps]
+            write_slice(tmp_path / name / f"{number}", ImagePositionPatient=place)
+    assert read_scan(tmp_path / "within", choices=Choices(resample=True)).facts["resampled"]
+    assert "expected slices every" in refusal(tmp_path / "beyond", choices=Choices(resample=True))
 
 
 @pytest.mark.parametrize(

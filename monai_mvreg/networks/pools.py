@@ -36,14 +36,16 @@ def merge_visits(embeddings: Tensor, mask: Tensor, time: Tensor) -> tuple[Tensor
         The share of each scan in each visit ``(B, V, N)`` with ``V = N``; the visits ``(B, V, E)``, filled up with
         zeros behind the last; and the number of visits ``(B,)``.
     """
-    real = mask.to(embeddings.dtype)
-    same_day = (time[:, :, None] == time[:, None, :]).to(embeddings.dtype) * real[:, None, :]
+    # Counted in float32: bfloat16 holds no exact integers above 256.
+    real = mask.to(torch.float32)
+    same_day = (time[:, :, None] == time[:, None, :]).to(torch.float32) * real[:, None, :]
     scans_that_day = same_day.sum(2).clamp(min=1.0)
-    earlier = (time[:, None, :] < time[:, :, None]).to(embeddings.dtype) * real[:, None, :]
+    earlier = (time[:, None, :] < time[:, :, None]).to(torch.float32) * real[:, None, :]
     # Each earlier day counts once, however many scans it has.
     visit = (earlier / scans_that_day[:, None, :]).sum(2).round()
     slots = torch.arange(mask.shape[1], device=mask.device, dtype=visit.dtype)
-    share = (visit[:, None, :] == slots[None, :, None]).to(embeddings.dtype) * (real / scans_that_day)[:, None, :]
+    own = (real.to(embeddings.dtype) / scans_that_day.to(embeddings.dtype))[:, None, :]
+    share = (visit[:, None, :] == slots[None, :, None]).to(embeddings.dtype) * own
     return share, torch.bmm(share, embeddings), (share.sum(2) > 0).sum(1)
 
 

@@ -73,7 +73,8 @@ def extend_intervals(
     low = high = np.full(len(new), np.nan)
     if len(known) >= _LEAST:
         middle, own = _numbers(known, target)
-        fold = np.unique(known["fold"], return_inverse=True)[1]
+        # A fold in which nobody was measured has a model all the same.
+        fold = np.searchsorted(np.unique(table["fold"]), known["fold"])
         low, high = cross_interval(predicted, (known[target].to_numpy(np.float64) - middle) / own, fold, spread=spread)
     new = new.copy()
     _insert(new, target, low, high)

@@ -215,6 +215,14 @@ def test_each_scan_is_in_the_visit_of_its_day_and_no_other_however_many_scans_a_
     assert count.tolist() == [visits]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_hundreds_of_visits_stay_apart_in_every_precision(dtype: torch.dtype) -> None:
+    embeddings, mask, time = one_patient([[1.0]] * 600, [float(day % 300) for day in range(600)])
+    share, _, count = pools.merge_visits(embeddings.to(dtype), mask, time)
+    assert share[0].argmax(0).tolist() == [day % 300 for day in range(600)] and count.tolist() == [300]
+    assert ((share > 0).sum(1) == 1).all() and share.dtype == dtype
+
+
 @pytest.mark.parametrize("pool", ORDER_AWARE)
 def test_the_exported_path_of_a_recurrent_pool_equals_the_packed_one(pool: nn.Module, embedded: Embedded) -> None:
     program = torch.export.export(pool.eval(), embedded).module()

@@ -74,6 +74,15 @@ def test_new_patients_are_held_by_the_models_of_all_folds() -> None:
     np.testing.assert_allclose(found["volume_high"] - found["volume_predicted"], whole.reach)
 
 
+def test_a_fold_without_a_measured_value_leaves_each_other_fold_its_own_model() -> None:
+    known = predictions(90, folds=3).drop(columns="volume_spread")
+    known["volume_predicted"] = known["volume"]
+    known.loc[known["fold"] == "1", "volume"] = np.nan
+    new = predictions(1).drop(columns="volume_spread")
+    models = [new.assign(volume_predicted=value) for value in (0.0, 100.0, 0.0)]
+    assert extend_intervals(new, models, known, "volume")[["volume_low", "volume_high"]].to_numpy().tolist() == [[0, 0]]
+
+
 def test_too_few_patients_leave_the_ends_empty_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     table = predictions(20)
     table.loc[8:, "volume"] = np.nan

@@ -14,26 +14,6 @@ from torch import Tensor, nn
 from monai_mvreg.networks.multiscan import TargetScaling
 
 
-class StandardisedLoss(nn.Module):
-    """Apply a loss to standardised numbers, so that its size and step do not depend on the unit of the target.
-
-    Args:
-        loss: a loss of torch, such as ``MSELoss``, ``L1Loss`` or ``HuberLoss``; its parameters are then in standard
-            deviations of the training targets.
-        scaling: the :class:`~monai_mvreg.networks.multiscan.TargetScaling` of the network.
-    """
-
-    def __init__(self, loss: nn.Module, scaling: TargetScaling) -> None:
-        super().__init__()
-        self.loss = loss
-        self.scaling = scaling
-
-    def forward(self, prediction: Tensor, label: Tensor) -> Tensor:
-        """Compare prediction ``(B, K)`` and label, in target units: ``(B, K)``, or ``(B, 1)`` if all mean one."""
-        standardised = self.scaling.standardise(label)[:, : label.shape[1]]
-        return self.loss(self.scaling.standardise(prediction), standardised)
-
-
 class QuantileLoss(nn.Module):
     r"""Pinball loss of several quantiles of one target, :math:`\max(q\,(y - \hat y), (q - 1)(y - \hat y))`, averaged.
 
@@ -57,6 +37,7 @@ class QuantileLoss(nn.Module):
         if not quantiles or not all(0 < level < 1 for level in quantiles):
             raise ValueError(f"expected levels between 0 and 1, got {list(quantiles)}")
         self.register_buffer("quantiles", torch.tensor(quantiles, dtype=torch.float64), persistent=False)
+        self.outputs = len(quantiles)
 
     def forward(self, prediction: Tensor, label: Tensor) -> Tensor:
         """Compare ``prediction (B, Q)`` with ``label (B, 1)``, in one unit; their unit is the unit of the loss."""
@@ -87,6 +68,8 @@ class GaussianLoss(nn.Module):
 
     Source: Nix, Weigend, ICNN 1994. https://doi.org/10.1109/ICNN.1994.374138
     """
+
+    outputs = 2
 
     def forward(self, prediction: Tensor, label: Tensor) -> Tensor:
         """Compare ``prediction (B, 2)``, mean and log standard deviation, with ``label (B, 1)``, averaged."""
@@ -125,6 +108,8 @@ class CoxLoss(nn.Module):
 
     Source: Cox, J R Stat Soc B 1972; Efron, J Am Stat Assoc 1977. https://doi.org/10.1080/01621459.1977.10480613
     """
+
+    outputs = 1
 
     def __init__(self, *, efron: bool = True) -> None:
         super().__init__()
@@ -193,7 +178,7 @@ class DiscreteHazardLoss(nn.Module):
         if not edges or any(low >= high for low, high in zip([0.0, *edges], edges, strict=False)):
             raise ValueError(f"expected edges in days that increase from above 0, got {list(edges)}")
         self.register_buffer("edges", torch.tensor(edges, dtype=torch.float64), persistent=False)
-        self.causes = causes
+        self.causes, self.outputs = causes, causes * len(edges)
 
     def forward(self, prediction: Tensor, label: Tensor) -> Tensor:
         """Compare hazards and survival.
@@ -240,6 +225,8 @@ class DiscreteHazardLoss(nn.Module):
 
 class _AcceleratedFailure(nn.Module):
     """log T = log scale - log risk + spread W: what the two distributions of W share."""
+
+    outputs = 2
 
     def __init__(self, scale: float, *, shortest: float = 0.5) -> None:
         super().__init__()

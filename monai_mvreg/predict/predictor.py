@@ -23,6 +23,7 @@ from monai_mvreg.cache.scan_embeddings import entry_name, read_embedding, write_
 from monai_mvreg.cohort.table import Cohort
 from monai_mvreg.errors import user_error
 from monai_mvreg.metrics.bootstrap import Array
+from monai_mvreg.networks.task import TimeToEvent
 from monai_mvreg.predict.prediction import (
     ModelIdentity,
     NoPrediction,
@@ -121,13 +122,7 @@ class Predictor:
 
     def readout(self, outputs: Tensor) -> Tensor:
         """The numbers ``(R, T)`` in outputs of a network ``(R, K)``: in target units, or the log risk."""
-        if self.trained.survival:
-            risk: Tensor = self.trained.loss.log_risk(outputs)  # type: ignore[operator]
-            return risk.double()
-        if hasattr(self.trained.loss, "value_and_spread"):
-            value: Tensor = self.trained.loss.value_and_spread(outputs)[0]  # type: ignore[operator]
-            return value.double()
-        return outputs.double()
+        return self.trained.task.read(outputs).value
 
     def predict_folder(self, folder: Path, *, covariates: Mapping[str, float] | None = None) -> Prediction:
         """Predict one patient from a folder.
@@ -303,9 +298,9 @@ class Predictor:
             return (Number("log_risk", "1", float(values.mean(0)[0])),)
         spreads = np.ones_like(values)
         spread = None
-        if hasattr(self.trained.loss, "value_and_spread"):
-            found = [self.trained.loss.value_and_spread(output)[1] for output in outputs]  # type: ignore[operator]
-            spreads = torch.stack(found)[:, 0].double().numpy()
+        read = [self.trained.task.read(output).spread for output in outputs]
+        if known := [of_member for of_member in read if of_member is not None]:
+            spreads = torch.stack(known)[:, 0].numpy()
             spread = float(spreads.mean())
         numbers = []
         for place, name in enumerate(self.trained.settings["target"]):
@@ -337,7 +332,9 @@ class Predictor:
         """The mean of the curves of all members, for their log risks ``(members,)``."""
         curves = [member.curves for member in self._all if member.curves is not None]
         days = np.unique(np.concatenate([curve.days for curve in curves]))
-        horizons = np.array(self.trained.settings["horizons"], dtype=np.float64)
+        task = self.trained.task
+        assert isinstance(task, TimeToEvent)
+        horizons = np.array(task.horizons, dtype=np.float64)
 
         def chance(at: Array) -> Array:
             each = [curve.survival(risks[[i]], at)[0] for i, curve in enumerate(curves)]

@@ -11,13 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.metrics.survival import censoring_survival, risk_slope
+from monai_mvreg.networks.task import Task, TimeToEvent
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,7 @@ def fit_recalibration(pred: Array, target: Array) -> Recalibration:
 
 
 Part = TypeVar("Part")
+Calibration: TypeAlias = "Baseline | Sequence[Interval | None]"
 
 
 def write_part(part: Baseline | Interval | LowerBound | Recalibration, path: str | Path) -> None:
@@ -314,3 +316,23 @@ def _rank(patients: int, confidence: float) -> int:
             f"expected at least {math.ceil(confidence / (1 - confidence) - 1e-9)} patients, got {patients}"
         )
     return rank
+
+
+def read_calibration(task: Task, models: str | Path, target: Sequence[str]) -> Calibration:
+    """Read what was fitted on the held-out patients of a training.
+
+    Args:
+        task: what the outputs of the network mean.
+        models: the folder of the model.
+        target: names of the targets.
+
+    Returns:
+        The curve of a time to event, else one interval for each target.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it holds something else.
+    """
+    if isinstance(task, TimeToEvent):
+        return read_part(Baseline, Path(models) / "survival.json")
+    return read_intervals(Path(models) / "intervals.json", target)

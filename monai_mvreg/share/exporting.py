@@ -30,7 +30,7 @@ class _Whole(nn.Module):
 
     def __init__(self, predictor: Predictor, networks: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.networks, self.loss = nn.ModuleList(networks), predictor.trained.loss
+        self.networks, self.loss = nn.ModuleList(networks), predictor.trained.task.loss
         self.readout = predictor.readout
 
     def forward(

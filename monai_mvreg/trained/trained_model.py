@@ -13,12 +13,14 @@ import pandas as pd
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
-from torch import nn
 
 from monai_mvreg.networks.multiscan import MultiScanNet
+from monai_mvreg.networks.task import Task, TimeToEvent
 from monai_mvreg.results.calibration import Baseline, Interval, read_intervals, read_part
 from monai_mvreg.trained.training_domain import Domain, read_domain
 from monai_mvreg.trained.weights import read_weights, set_weights, weights_file, weights_hash
+
+_TASKS = "monai_mvreg.networks.task"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Trained:
         settings: what :func:`monai_mvreg.training.workflow.save_settings` wrote.
         reader: what reads a scan.
         transform: ``{"image": address}`` to a scan ``(C, *spatial)``; its first step reads the scan.
-        loss: the loss of the training, which knows what the outputs mean.
+        task: what the outputs of the networks mean.
         covariates: names of the covariates.
         views: kinds of scans.
         members: one, or those of a cross-validation.
@@ -56,7 +58,7 @@ class Trained:
     settings: Mapping[str, Any]
     reader: Any
     transform: Compose
-    loss: nn.Module
+    task: Task
     covariates: tuple[str, ...]
     views: tuple[str, ...]
     members: tuple[Member, ...]
@@ -66,7 +68,7 @@ class Trained:
     @property
     def survival(self) -> bool:
         """Whether a time to event is predicted."""
-        return hasattr(self.loss, "log_risk")
+        return isinstance(self.task, TimeToEvent)
 
 
 def read_trained(bundle: Path, models: Path, device: torch.device) -> Trained:
@@ -100,16 +102,16 @@ def read_trained(bundle: Path, models: Path, device: torch.device) -> Trained:
     parser = _parser(config, settings)
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
     columns = parser.get_parsed_content("columns")
-    loss = parser.get_parsed_content("loss")
+    task = parser.get_parsed_content("task")
     steps = [part for name in ("load", "grid", "intensity") for part in parser.get_parsed_content(name)]
     return Trained(
         settings=settings,
         reader=parser.get_parsed_content("reader"),
         transform=Compose(steps[1:]),  # the first unpacks the scans of a patient
-        loss=loss,
+        task=task,
         covariates=tuple(columns.covariate_names),
         views=tuple(columns.views),
-        members=tuple(_member(place, config, settings, hasattr(loss, "log_risk"), device) for place in places),
+        members=tuple(_member(place, config, settings, isinstance(task, TimeToEvent), device) for place in places),
         name=metadata["name"],
         version=metadata["version"],
     )
@@ -154,7 +156,20 @@ def _settings(place: Path) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads((place / "settings.json").read_text(encoding="utf-8"))
     if not {"loss", "dated", "own", "horizons"} <= set(settings):
         raise ValueError(f"{place / 'settings.json'}: expected the settings of a training by this version: train again")
+    if "task" not in settings:
+        settings["task"] = _task_of_0_1(settings["loss"])
     return settings
+
+
+def _task_of_0_1(loss: Mapping[str, Any] | str) -> dict[str, str]:
+    """Find the task of a model trained by version 0.1, whose settings name the loss alone."""
+    kind = str(loss["_target_"]).rpartition(".")[2] if isinstance(loss, Mapping) else ""
+    if kind in ("CoxLoss", "DiscreteHazardLoss", "WeibullLoss", "LogNormalLoss"):
+        return {"_target_": f"{_TASKS}.TimeToEvent", "loss": "@loss", "horizons": "@horizons"}
+    return {
+        "_target_": f"{_TASKS}.{'NumberWithSpread' if kind in ('GaussianLoss', 'QuantileLoss') else 'Number'}",
+        "loss": "@loss",
+    }
 
 
 def _parser(config: Path, settings: Mapping[str, Any]) -> ConfigParser:

@@ -2,21 +2,25 @@
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from ignite.metrics import Metric
+from ignite.metrics import MeanAbsoluteError, Metric
 from monai.engines import IterationEvents
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 
 from monai_mvreg.cache.atomic import atomic_write
+from monai_mvreg.metrics.survival import concordance
+from monai_mvreg.networks.multiscan import TargetScaling
+from monai_mvreg.networks.task import Task, TimeToEvent
+from monai_mvreg.results.calibration import Baseline, Calibration
 
 
 class GradientClipping:
@@ -87,13 +91,6 @@ class HistorySaver:
             _write_csv(self.path, ["epoch", "train_loss", self.metric], self.rows)
 
 
-class PredictionInterval(Protocol):
-    """What puts an interval around predictions, such as :class:`~monai_mvreg.results.calibration.Interval`."""
-
-    def around(self, pred: npt.NDArray[Any], *, spread: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Lower and upper ends."""
-
-
 class PredictionSaver:
     """Write ``predictions.csv``: one row per patient with measured and predicted targets and the weight of each scan.
 
@@ -103,10 +100,16 @@ class PredictionSaver:
     Args:
         path: the file.
         network: the :class:`~monai_mvreg.networks.multiscan.MultiScanNet` (or its distributed wrapper).
-        target: names of the targets, in the order of the outputs.
-        unit: unit of the targets, ``"1"`` for none.
-        intervals: one for each target, None for a target without; then ``<target>_low`` and ``<target>_high`` are
-            written too. Empty: they are not known yet.
+        task: what the outputs of the network mean.
+        target: names of the targets, in the order of the label without the event.
+        unit: unit of the targets, ``"1"`` for none; times to an event are in days.
+        calibration: what was fitted on held-out patients: of numbers the interval of each target, ``None`` for a target
+            without, written as ``<target>_low`` and ``<target>_high``; of a time to event the curve, written as
+            ``median_days``, empty where half of such patients are free of the event at the end of what is known, and
+            ``risk_<day>``, the probability of the event by that day. ``None``: it is not known yet.
+
+    Raises:
+        ValueError: if a target has the name of another column.
     """
 
     def __init__(
@@ -114,14 +117,18 @@ class PredictionSaver:
         path: str,
         network: nn.Module,
         *,
+        task: Task,
         target: Sequence[str],
         unit: str = "1",
-        intervals: Sequence[PredictionInterval | None] = (),
+        calibration: Calibration | None = None,
     ) -> None:
-        self.path, self.target, self.unit, self.intervals = Path(path), list(target), unit, list(intervals)
-        if taken := sorted({"patient", "fold", "unit", "scans", "days", "weights"} & set(self.target)):
+        self.path, self.task, self.target = Path(path), task, list(target)
+        self.unit, self.calibration = "d" if isinstance(task, TimeToEvent) else unit, calibration
+        self.label = [*target, *([task.event] if task.event is not None else [])]
+        if taken := sorted({"patient", "fold", "unit", "scans", "days", "weights"} & set(self.label)):
             raise ValueError(f"expected targets of other names than the columns of {self.path.name}, got {taken}")
         self.rows: dict[str, list[str]] = {}
+        self.names: list[str] = []
         self.groups: list[str] = []
         whole: nn.Module = getattr(network, "module", network)
         self.weights = torch.empty(0)
@@ -134,26 +141,33 @@ class PredictionSaver:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         engine.add_event_handler(Events.COMPLETED, self._write)
 
-    def names(self) -> list[str]:
-        """Name the columns of numbers: each target, what was predicted for it, and its interval."""
-        ends = ["_predicted", *(["_low", "_high"] if self.intervals else [])]
-        return [name for target in self.target for name in (target, *(target + end for end in ends))]
+    def _numbers(self, measured: Sequence[float], outputs: Tensor) -> dict[str, float]:
+        """Name the numbers of one patient, NaN for none, from the label and the outputs ``(K,)`` of the network."""
+        read = self.task.read(outputs[None])
+        if isinstance(self.task, TimeToEvent):
+            return dict(zip(self.label, measured, strict=True)) | self._risk(read.value[0].numpy(), self.task.horizons)
+        numbers: dict[str, float] = {}
+        spread = np.ones(len(self.target)) if read.spread is None else read.spread[0].numpy()
+        for index, (target, value) in enumerate(zip(self.target, read.value[0].numpy(), strict=True)):
+            numbers |= {target: measured[index], f"{target}_predicted": float(value)}
+            if read.spread is not None:
+                numbers[f"{target}_spread"] = float(spread[index])
+            if self.calibration is not None:
+                assert not isinstance(self.calibration, Baseline)
+                interval = self.calibration[index]
+                ends = (math.nan, math.nan) if interval is None else interval.around(value, spread=spread[index])
+                numbers |= {f"{target}_low": float(ends[0]), f"{target}_high": float(ends[1])}
+        return numbers
 
-    def numbers(self, measured: Sequence[float], predicted: Tensor) -> list[float]:
-        """The numbers of one patient, nan for none, from the label and the output ``(K,)`` of the network."""
-        found: list[float] = []
-        for place, number in enumerate(predicted.double().numpy()):
-            found += [measured[place], number, *self.ends(place, number, np.ones(()))]
-        return found
-
-    def ends(self, place: int, predicted: npt.NDArray[Any], spread: npt.NDArray[Any]) -> list[float]:
-        """Both ends of the interval of one target around its prediction, nan for none; nothing without intervals."""
-        if not self.intervals:
-            return []
-        interval = self.intervals[place]
-        if interval is None:
-            return [math.nan, math.nan]
-        return [float(end) for end in interval.around(predicted, spread=spread)]
+    def _risk(self, risk: npt.NDArray[Any], horizons: Sequence[float]) -> dict[str, float]:
+        """Name the log risk ``(1,)`` of one patient and, where the curve is known, what follows from it."""
+        numbers = {"log_risk": float(risk[0])}
+        if isinstance(self.calibration, Baseline):
+            median = float(self.calibration.median_days(risk)[0])
+            events = 1 - self.calibration.survival(risk, np.asarray(horizons, dtype=np.float64))[0]
+            numbers["median_days"] = median if math.isfinite(median) else math.nan
+            numbers |= {f"risk_{day:g}": float(event) for day, event in zip(horizons, events, strict=True)}
+        return numbers
 
     def _keep_weights(self, pool: nn.Module, args: Any, result: tuple[Tensor, Tensor]) -> None:
         self.weights = result[1].detach().float().cpu()
@@ -162,14 +176,15 @@ class PredictionSaver:
         batch, predicted = engine.state.batch, engine.state.output[CommonKeys.PRED].float().cpu()
         for row, patient in enumerate(batch["patient"]):
             real = batch["mask"][row]
-            measured = batch["label"][row].tolist() if "label" in batch else [math.nan] * len(self.target)
+            measured = batch["label"][row].tolist() if "label" in batch else [math.nan] * len(self.label)
             days, order = batch["time"][row][real].sort(stable=True)
             groups = batch["groups"][row] if "groups" in batch else {}
-            self.groups = list(groups)
+            numbers = self._numbers(measured, predicted[row])
+            self.names, self.groups = list(numbers), list(groups)
             self.rows[patient] = [
                 patient,
                 batch["fold"][row],
-                *("" if math.isnan(number) else f"{number:.7g}" for number in self.numbers(measured, predicted[row])),
+                *("" if math.isnan(number) else f"{number:.7g}" for number in numbers.values()),
                 self.unit,
                 str(int(real.sum())),
                 ";".join(f"{day:g}" for day in days.tolist()),
@@ -186,120 +201,35 @@ class PredictionSaver:
             if dist.get_rank() != 0:
                 return
         groups = [f"group_{name}" for name in self.groups]
-        header = ["patient", "fold", *self.names(), "unit", "scans", "days", "weights", *groups]
+        header = ["patient", "fold", *self.names, "unit", "scans", "days", "weights", *groups]
         _write_csv(self.path, header, [rows[patient] for patient in sorted(rows)])
 
 
-class SpreadSaver(PredictionSaver):
-    """Write ``predictions.csv`` of one target with the spread that the network predicts, ``<target>_spread``.
+def validation_metrics(task: Task, scaling: TargetScaling, *, targets: int) -> dict[str, Metric]:
+    """Name and make the metric that chooses the model, for ``key_val_metric``.
 
     Args:
-        path: the file.
-        network: the :class:`~monai_mvreg.networks.multiscan.MultiScanNet` (or its distributed wrapper).
-        value_and_spread: turns outputs of the network ``(B, K)`` into both, each ``(B, 1)``, as the method of the loss.
-        target: the name of the target.
-        unit: its unit, ``"1"`` for none.
-        intervals: one, in spreads; empty: it is not known yet.
-
-    Raises:
-        ValueError: for several targets.
+        task: what the outputs of the network mean.
+        scaling: that of the network. Errors of several targets are added up in its standard deviations.
+        targets: how many there are.
     """
+    if isinstance(task, TimeToEvent):
+        return {task.metric: Concordance(lambda output: (task.read(output[CommonKeys.PRED]).value, output["label"]))}
+    scale = scaling.standardise if targets > 1 else nn.Identity()
 
-    def __init__(
-        self,
-        path: str,
-        network: nn.Module,
-        *,
-        value_and_spread: Callable[[Tensor], tuple[Tensor, Tensor]],
-        target: Sequence[str],
-        unit: str = "1",
-        intervals: Sequence[PredictionInterval | None] = (),
-    ) -> None:
-        super().__init__(path, network, target=target, unit=unit, intervals=intervals)
-        if len(target) != 1:
-            raise ValueError(f"expected one target to predict with a spread, got {list(target)}")
-        self.value_and_spread = value_and_spread
+    def pair(output: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        predicted = task.read(output[CommonKeys.PRED]).value.to(output[CommonKeys.LABEL].dtype)
+        return scale(predicted), scale(output[CommonKeys.LABEL])
 
-    def names(self) -> list[str]:
-        """Name the columns of numbers."""
-        target, predicted, *ends = super().names()
-        return [target, predicted, f"{target}_spread", *ends]
-
-    def numbers(self, measured: Sequence[float], predicted: Tensor) -> list[float]:
-        """The numbers of one patient, nan for none."""
-        value, spread = (part.double().numpy()[0, 0] for part in self.value_and_spread(predicted[None]))
-        return [measured[0], float(value), float(spread), *self.ends(0, value, spread)]
-
-
-class Curves(Protocol):
-    """What turns a log risk into time, such as :class:`~monai_mvreg.results.calibration.Baseline`."""
-
-    def survival(self, risk: npt.NDArray[Any], days: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Chance of no event through each day."""
-
-    def median_days(self, risk: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Day through which half of the patients of that risk have the event."""
-
-
-class RiskSaver(PredictionSaver):
-    """Write ``predictions.csv`` of a time to event: time, event, log risk, and with curves what they make of it.
-
-    ``median_days`` is empty where half of such patients are free of the event at the end of what is known;
-    ``risk_<day>`` is the chance of the event by that day.
-
-    Args:
-        path: the file.
-        network: the :class:`~monai_mvreg.networks.multiscan.MultiScanNet` (or its distributed wrapper).
-        log_risk: turns outputs of the network ``(B, K)`` into log risks ``(B, 1)``, as the method of the loss.
-        target: names of time and event.
-        horizons: days for which chances are written.
-        curves: from log risk to time; None: they are not known yet.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        network: nn.Module,
-        *,
-        log_risk: Callable[[Tensor], Tensor],
-        target: Sequence[str],
-        horizons: Sequence[float],
-        curves: Curves | None = None,
-    ) -> None:
-        super().__init__(path, network, target=target, unit="d")
-        self.log_risk, self.horizons, self.curves = log_risk, list(horizons), curves
-
-    def names(self) -> list[str]:
-        """Name the columns of numbers."""
-        known = ["median_days", *(f"risk_{day:g}" for day in self.horizons)] if self.curves is not None else []
-        return [*self.target, "log_risk", *known]
-
-    def numbers(self, measured: Sequence[float], predicted: Tensor) -> list[float]:
-        """The numbers of one patient, nan for none."""
-        risk = self.log_risk(predicted[None]).double().numpy()[0]
-        if self.curves is None:
-            return [*measured, float(risk[0])]
-        median = float(self.curves.median_days(risk)[0])
-        chances = 1 - self.curves.survival(risk, np.asarray(self.horizons, dtype=np.float64))[0]
-        return [*measured, float(risk[0]), median if math.isfinite(median) else math.nan, *chances.tolist()]
+    return {task.metric: MeanAbsoluteError(pair)}
 
 
 class Concordance(Metric):
     """Harrell's concordance of the whole cohort, over all processes, for ``key_val_metric``.
 
     Args:
-        concordance: the measure ``(risk (P,), label (P, 2)) -> float``, such as
-            :func:`monai_mvreg.metrics.survival.concordance`.
         output_transform: picks log risk ``(B, 1)`` and label ``(B, 2)`` from the output of the evaluator.
     """
-
-    def __init__(
-        self,
-        concordance: Callable[[npt.NDArray[Any], npt.NDArray[Any]], float],
-        output_transform: Callable[[Any], Any] = lambda output: output,
-    ) -> None:
-        self.concordance = concordance
-        super().__init__(output_transform=output_transform)
 
     def reset(self) -> None:
         """Forget all patients."""
@@ -323,7 +253,7 @@ class Concordance(Metric):
             shards: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(shards, (risk, label))
             risk, label = ([row for shard in shards for row in shard[i]] for i in (0, 1))
-        found = self.concordance(np.array(risk), np.array(label))
+        found = concordance(np.array(risk), np.array(label))
         if math.isnan(found):
             raise ValueError(f"expected validation patients with events that can be compared, got {len(risk)} without")
         return found

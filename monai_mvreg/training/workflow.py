@@ -100,8 +100,8 @@ def save_settings(path: str, *, unit: str) -> None:
     """Write what a trained model depends on, its preprocessing and parts, beside it; for the list ``run`` of training.
 
     Beside the settings that :func:`same_settings` compares, the file holds what a prediction needs without the files
-    of the training: ``unit``, ``loss``, ``horizons``, whether scans were ``dated``, and in ``own`` every other entry
-    and import that these refer to.
+    of the training: ``unit``, ``task``, ``loss``, ``horizons``, whether scans were ``dated``, and in ``own`` every
+    other entry and import that these refer to.
 
     Args:
         path: the JSON file.
@@ -109,7 +109,11 @@ def save_settings(path: str, *, unit: str) -> None:
     """
     config, columns = _calling_config(), _calling_config()["columns"]
     settings: dict[str, Any] = {**_model_settings(), "unit": unit, "loss": config.get("loss")}
-    settings |= {"horizons": config.get("horizons"), "dated": bool(columns.get("day") or columns.get("date"))}
+    settings |= {
+        "task": config["task"],
+        "horizons": config.get("horizons"),
+        "dated": bool(columns.get("day") or columns.get("date")),
+    }
     settings["own"] = _needed(config, [name for name in settings if name not in ("unit", "dated")])
     text = json.dumps(settings, indent=1).replace("::", "#")  # while a config runs, MONAI writes "@train::trainer"
     Path(path).parent.mkdir(parents=True, exist_ok=True)

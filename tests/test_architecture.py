@@ -39,7 +39,7 @@ ROOMS: dict[str, str] = {
     "explain": "cohort networks predict scans",
     "share": "cache predict trained",
     "predict": "cache cohort errors metrics results scans trained",
-    "training": "cache errors",
+    "training": "cache errors trained",
     "trained": "metrics networks results scans",
     "cohort": "scans",
     "cache": "networks scans",

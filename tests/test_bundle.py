@@ -389,15 +389,15 @@ def test_survival_is_trained_evaluated_and_predicted_by_one_more_file(study: Stu
 
 
 @pytest.mark.parametrize(
-    ("loss", "outputs"),
+    "loss",
     [
-        ({"_target_": "monai_mvreg.losses.DiscreteHazardLoss", "edges": [50, 100, 200, 400]}, 4),
-        ({"_target_": "monai_mvreg.losses.LogNormalLoss", "scale": 100}, 2),
+        {"_target_": "monai_mvreg.losses.DiscreteHazardLoss", "edges": [50, 100, 200, 400]},
+        {"_target_": "monai_mvreg.losses.LogNormalLoss", "scale": 100},
     ],
 )
-def test_another_survival_loss_is_one_setting(loss: dict[str, Any], outputs: int, study: Study, tmp_path: Path) -> None:
+def test_another_survival_loss_is_one_setting(loss: dict[str, Any], study: Study, tmp_path: Path) -> None:
     table = survival_table(study, tmp_path / "outcomes.csv")
-    mine = {"columns#unit": None, "horizons": [60, 150], "batch_size": 8, "loss": loss, "outputs": outputs}
+    mine = {"columns#unit": None, "horizons": [60, 150], "batch_size": 8, "loss": loss}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
     config = [*study.config("train"), str(CONFIGS / "survival.yaml"), str(tmp_path / "mine.yaml")]
     place = [*folders(study, tmp_path / "eval", tmp_path / "models"), "--outcomes_file", table]

@@ -25,11 +25,11 @@ from monai_mvreg.losses import (
     GaussianLoss,
     LogNormalLoss,
     QuantileLoss,
-    StandardisedLoss,
     WeibullLoss,
 )
 from monai_mvreg.networks.multiscan import MultiScanNet, TargetScaling
 from monai_mvreg.networks.pools import MeanPool
+from monai_mvreg.networks.task import StandardisedLoss
 
 LOSSES = [nn.MSELoss(), nn.L1Loss(), nn.HuberLoss(delta=0.5)]
 

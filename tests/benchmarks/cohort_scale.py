@@ -84,9 +84,9 @@ def measure(folder: Path) -> dict[str, float]:
     from monai_mvreg.cohort.audit import Audited, audit
     from monai_mvreg.cohort.split import select, split_cohort
     from monai_mvreg.cohort.table import Columns, datalist, read_cohort
-    from monai_mvreg.losses import StandardisedLoss
     from monai_mvreg.networks.multiscan import MultiScanNet
     from monai_mvreg.networks.pools import GatedAttentionPool, TimeEncoding
+    from monai_mvreg.networks.task import StandardisedLoss
     from monai_mvreg.training.batches import collate_scans
 
     taken: dict[str, float] = {}

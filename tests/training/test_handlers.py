@@ -21,10 +21,11 @@ from monai_mvreg.losses import CoxLoss
 from monai_mvreg.metrics.survival import concordance
 from monai_mvreg.networks.multiscan import MultiScanNet
 from monai_mvreg.networks.pools import LSTMPool
+from monai_mvreg.networks.task import Number, TimeToEvent
 from monai_mvreg.results.calibration import Baseline
 from monai_mvreg.training import handlers
 from monai_mvreg.training.batches import collate_scans
-from monai_mvreg.training.handlers import Concordance, GradientClipping, HistorySaver, PredictionSaver, RiskSaver
+from monai_mvreg.training.handlers import Concordance, GradientClipping, HistorySaver, PredictionSaver
 
 
 class Encoder(nn.Module):
@@ -37,6 +38,7 @@ class Encoder(nn.Module):
         return image.flatten(1)
 
 
+NUMBER = Number(nn.HuberLoss())
 DAYS = {"p1": [0.0], "p2": [0.0, 30.5, 90.0], "p3": [50.0, 0.0], "p4": [0.0, 7.0]}
 ARGUMENTS = PrepareBatchExtraInput(extra_keys={"mask": "mask", "time": "time"})
 
@@ -171,7 +173,7 @@ def test_history_is_whole_after_every_epoch(net: MultiScanNet, patients: list[di
 @pytest.fixture
 def rows(net: MultiScanNet, patients: list[dict[str, Any]], tmp_path: Path) -> list[dict[str, str]]:
     """What an evaluation writes."""
-    saver = PredictionSaver(str(tmp_path / "predictions.csv"), net, target=["volume"], unit="mL")
+    saver = PredictionSaver(str(tmp_path / "predictions.csv"), net, task=NUMBER, target=["volume"], unit="mL")
     evaluator(net, patients, saver).run()
     return read(tmp_path / "predictions.csv")
 
@@ -188,7 +190,7 @@ def test_there_is_one_row_per_patient_with_measurement_unit_and_fold(rows: list[
 def test_groups_of_patients_stand_last_in_columns_of_their_own(
     net: MultiScanNet, patients: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    saver = PredictionSaver(str(tmp_path / "predictions.csv"), net, target=["volume"])
+    saver = PredictionSaver(str(tmp_path / "predictions.csv"), net, task=NUMBER, target=["volume"])
     evaluator(net, [{**p, "groups": {"sex": "F", "scans": f"of {p['patient']}"}} for p in patients], saver).run()
     found = read(tmp_path / "predictions.csv")
     assert list(found[0])[-3:] == ["weights", "group_sex", "group_scans"]
@@ -225,7 +227,7 @@ def test_no_scan_is_encoded_twice(net: MultiScanNet, rows: list[dict[str, str]])
 def test_new_patients_without_labels_get_predictions(
     net: MultiScanNet, patients: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    saver = PredictionSaver(str(tmp_path / "predictions.csv"), net, target=["volume"])
+    saver = PredictionSaver(str(tmp_path / "predictions.csv"), net, task=NUMBER, target=["volume"])
     unlabelled = [{key: value for key, value in patient.items() if key != "label"} for patient in patients]
     evaluator(net, unlabelled, saver, metrics=None).run()
     assert {row["volume"] for row in read(tmp_path / "predictions.csv")} == {""}
@@ -234,7 +236,9 @@ def test_new_patients_without_labels_get_predictions(
 def test_a_second_evaluation_forgets_the_patients_of_the_first(
     net: MultiScanNet, patients: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    run = evaluator(net, patients, PredictionSaver(str(tmp_path / "predictions.csv"), net, target=["volume"]))
+    run = evaluator(
+        net, patients, PredictionSaver(str(tmp_path / "predictions.csv"), net, task=NUMBER, target=["volume"])
+    )
     run.run()
     run.data_loader = run.state.dataloader = loader(patients[:1])
     run.state.epoch_length = 1
@@ -245,7 +249,9 @@ def test_a_second_evaluation_forgets_the_patients_of_the_first(
 def test_an_interrupted_write_leaves_the_old_file_whole(
     net: MultiScanNet, patients: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = evaluator(net, patients, PredictionSaver(str(tmp_path / "predictions.csv"), net, target=["volume"]))
+    run = evaluator(
+        net, patients, PredictionSaver(str(tmp_path / "predictions.csv"), net, task=NUMBER, target=["volume"])
+    )
     run.run()
     before = (tmp_path / "predictions.csv").read_text()
     real = csv.writer
@@ -277,14 +283,9 @@ def test_risks_are_written_with_time_and_event_and_what_curves_make_of_them(
     net.scaling.mean.zero_(), net.scaling.std.fill_(1)
     curves = Baseline((10.0, 50.0), (0.2, 5.0), 1.0, 0.0)
     for known in (None, curves):
-        saver = RiskSaver(
-            str(tmp_path / "predictions.csv"),
-            net,
-            log_risk=CoxLoss().log_risk,
-            target=["days_left", "event"],
-            horizons=[20, 60],
-            curves=known,
-        )
+        task = TimeToEvent(CoxLoss(), horizons=[20, 60])
+        path = str(tmp_path / "predictions.csv")
+        saver = PredictionSaver(path, net, task=task, target=["days_left"], calibration=known)
         evaluator(net, dated(patients), saver, metrics=None).run()
         rows = read(tmp_path / "predictions.csv")
         assert [(row["patient"], row["days_left"], row["event"], row["unit"]) for row in rows] == [
@@ -302,7 +303,7 @@ def test_risks_are_written_with_time_and_event_and_what_curves_make_of_them(
 
 def test_the_concordance_is_that_of_the_whole_cohort(net: MultiScanNet, patients: list[dict[str, Any]]) -> None:
     def metric() -> dict[str, Concordance]:
-        return {"concordance": Concordance(concordance, from_engine(["pred", "label"]))}
+        return {"concordance": Concordance(from_engine(["pred", "label"]))}
 
     run = evaluator(net, dated(patients), metrics=metric)
     run.run()
@@ -317,4 +318,4 @@ def test_the_concordance_is_that_of_the_whole_cohort(net: MultiScanNet, patients
 
 def test_a_target_named_as_another_column_is_refused(net: MultiScanNet, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"got \['days'\]"):
-        PredictionSaver(str(tmp_path / "predictions.csv"), net, target=["days"])
+        PredictionSaver(str(tmp_path / "predictions.csv"), net, task=NUMBER, target=["days"])

@@ -17,6 +17,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init_
 
 # The rooms by layer: a module imports from its own room and from the layers below.
 LAYERS = [
+    ["__main__"],
     ["cli"],
     ["service", "experiments"],
     ["dicom_results", "label", "report"],
@@ -30,21 +31,22 @@ LAYERS = [
 ]
 # What each room imports of the layers below, and no more than it needs.
 ROOMS: dict[str, str] = {
+    "__main__": "cli",
     "cli": "cache cohort dicom_results errors experiments explain label predict report service share",
     "service": "dicom_results predict scans",
     "experiments": "cache cohort losses metrics report results scans",
     "dicom_results": "cache cohort explain predict scans",
     "label": "cohort errors explain predict",
-    "report": "cohort explain metrics predict results scans trained",
+    "report": "cohort explain metrics networks predict results scans trained",
     "explain": "cohort networks predict scans",
     "share": "cache predict trained",
-    "predict": "cache cohort errors metrics results scans trained",
-    "training": "cache errors trained",
+    "predict": "cache cohort errors metrics networks results scans trained",
+    "training": "cache errors metrics networks results trained",
     "trained": "metrics networks results scans",
     "cohort": "scans",
     "cache": "networks scans",
     "losses": "networks",
-    "results": "metrics",
+    "results": "metrics networks",
     "scans": "",
     "networks": "",
     "metrics": "",

@@ -244,7 +244,7 @@ def fit_recalibration(pred: Array, target: Array) -> Recalibration:
 
 
 Part = TypeVar("Part")
-Calibration: TypeAlias = "Baseline | Sequence[Interval | None]"
+Calibration: TypeAlias = Baseline | Sequence[Interval | None]
 
 
 def write_part(part: Baseline | Interval | LowerBound | Recalibration, path: str | Path) -> None:

@@ -27,16 +27,12 @@ RUNS = {
     "trend, discrete hazard": (
         "--loss",
         f"{{'_target_':'{LOSSES}.DiscreteHazardLoss','edges':{EDGES}}}",
-        "--outputs",
-        "6",
         "--epochs",
         "30",
     ),
     "trend, Weibull": (
         "--loss",
         f"{{'_target_':'{LOSSES}.WeibullLoss','scale':1500.0}}",
-        "--outputs",
-        "2",
         "--epochs",
         "30",
     ),

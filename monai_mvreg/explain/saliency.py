@@ -45,17 +45,13 @@ class NumberByScan:
 
     def __call__(self, image: Tensor) -> Tensor:
         """The number ``(M, 1)`` in target units if the scan were one of ``image (M, C, *spatial)``."""
-        embedding = self.net.encoder(image)
-        if self.net.view is not None:
-            embedding = embedding + self.net.view(self.views[self.place])
-        count = len(image)
+        embedding, count = self.net.encoder(image), len(image)
         whole = self.embeddings.expand(count, -1, -1)
         whole = torch.cat([whole[:, : self.place], embedding[:, None], whole[:, self.place + 1 :]], dim=1)
-        real = torch.ones(whole.shape[:2], dtype=torch.bool, device=whole.device)
-        pooled, _ = self.net.pool(whole, real, self.days.expand(count, -1))
         covariates = self.covariates.expand(count, -1) if self.net.covariates is not None else None
-        number = self.readout(self.net.predict_from_pooled(pooled, covariates))[:, self.number, None]
-        return number.to(torch.float32)
+        days, views = self.days.expand(count, -1), self.views.expand(count, -1)
+        outputs, _ = self.net.from_embeddings(whole, None, days, views, covariates)
+        return self.readout(outputs)[:, self.number, None].to(torch.float32)
 
 
 SaliencyMap = Callable[[NumberByScan, Tensor], Tensor]
@@ -77,9 +73,7 @@ def fix_patient(
     """
     device = net.head.weight.device
     views = views.to(device)
-    rows = zip(images, views, strict=True)
-    seen = [net.embed(_plain(image, net)[:, None], None, view[None, None]) for image, view in rows]
-    embeddings = torch.cat(seen, dim=1)[0]
+    embeddings = torch.cat([net.embed(_plain(image, net)[:, None]) for image in images], dim=1)[0]
     return NumberByScan(net, embeddings, days.to(device, torch.float32), views, covariates.to(device), readout)
 
 

@@ -139,7 +139,7 @@ class MultiScanNet(nn.Module):
         self.head = nn.Linear(int(pool.pooled_size) + 2 * covariates, outputs)  # type: ignore[arg-type]
         self.scaling = TargetScaling(outputs)
 
-    def embed(self, image: Tensor, mask: Tensor | None = None, view: Tensor | None = None) -> Tensor:
+    def embed(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode the real scans of ``image (B, N, C, *spatial)`` as ``(B, N, E)``; padding means nothing."""
         patients, scans = image.shape[0], image.shape[1]
         if mask is None:
@@ -151,12 +151,6 @@ class MultiScanNet(nn.Module):
             real = self._encode(image.flatten(0, 1), mask.flatten())
             embeddings = real.new_zeros([patients, scans, real.shape[1]])
             embeddings[mask] = real
-        return self.add_view(embeddings, view)
-
-    def add_view(self, embeddings: Tensor, view: Tensor | None) -> Tensor:
-        """Tell embeddings ``(B, N, E)`` of the encoder by their kinds ``(B, N)``, if the network has ``views``."""
-        if self.view is not None and view is not None:
-            embeddings = embeddings + self.view(view)
         return embeddings
 
     def _encode(self, scans: Tensor, real: Tensor | None) -> Tensor:
@@ -194,17 +188,39 @@ class MultiScanNet(nn.Module):
         # Gradients reach the last chunk first: to encode it twice would save nothing.
         return torch.cat([*embeddings, encode(last, anchor)])
 
-    def pool_scans(
-        self, image: Tensor, mask: Tensor | None = None, time: Tensor | None = None, view: Tensor | None = None
+    def from_embeddings(
+        self,
+        embeddings: Tensor,
+        mask: Tensor | None = None,
+        time: Tensor | None = None,
+        view: Tensor | None = None,
+        covariates: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Encode and pool: ``pooled (B, F)`` and ``weights (B, N)``; arguments as in :meth:`forward`."""
-        embeddings = self.embed(image, mask, view)
-        shape = [image.shape[0], image.shape[1]]
+        """Predict from embeddings, as training, prediction and explanation all do.
+
+        Args:
+            embeddings: ``(B, N, E)``, as the encoder makes them.
+            mask: as in :meth:`forward`, and so the others.
+            time: days.
+            view: index of the kind of each scan.
+            covariates: NaN where missing.
+
+        Returns:
+            Outputs ``(B, K)`` in target units, and weights ``(B, N)`` of the scans.
+        """
+        shape = [embeddings.shape[0], embeddings.shape[1]]
         if mask is None:
             mask = torch.ones(shape, dtype=torch.bool, device=embeddings.device)
         if time is None:
             time = torch.arange(shape[1], dtype=torch.float32, device=embeddings.device).expand(shape)
-        return self.pool(embeddings, mask, time.to(torch.float32))
+        if self.view is not None and view is not None:
+            embeddings = embeddings + self.view(view)
+        pooled, weights = self.pool(embeddings, mask, time.to(torch.float32))
+        if self.covariates is not None:
+            if covariates is None:
+                covariates = torch.full([pooled.shape[0], self.covariate_count], torch.nan, device=pooled.device)
+            pooled = torch.cat([pooled, self.covariates(covariates).to(pooled.dtype)], dim=1)
+        return self.scaling(self.head(self.dropout(pooled))), weights
 
     def forward(
         self,
@@ -226,13 +242,4 @@ class MultiScanNet(nn.Module):
         Returns:
             ``(B, K)`` in target units.
         """
-        pooled, _ = self.pool_scans(image, mask, time, view)
-        return self.predict_from_pooled(pooled, covariates)
-
-    def predict_from_pooled(self, pooled: Tensor, covariates: Tensor | None = None) -> Tensor:
-        """Turn ``pooled (B, F)`` and ``covariates (B, V)`` into predictions ``(B, K)`` in target units."""
-        if self.covariates is not None:
-            if covariates is None:
-                covariates = torch.full([pooled.shape[0], self.covariate_count], torch.nan, device=pooled.device)
-            pooled = torch.cat([pooled, self.covariates(covariates).to(pooled.dtype)], dim=1)
-        return self.scaling(self.head(self.dropout(pooled)))
+        return self.from_embeddings(self.embed(image, mask), mask, time, view, covariates)[0]

@@ -284,12 +284,12 @@ class Predictor:
         rows = torch.where(real[:, None], mask, mask[:1]).to(device)
         embeddings = torch.stack([scan.embeddings[place] for scan in seen]).to(device)
         with torch.inference_mode():
-            views = torch.tensor([[scan.view for scan in seen]], device=device)
-            embeddings = network.add_view(embeddings[None], views) * rows[:, :, None]
-            pooled, weights = network.pool(embeddings, rows, days.to(device).expand(len(rows), -1))
-            count = covariates.shape[1]
-            known = covariates.to(device).expand(len(rows), -1) if count else None
-            outputs = network.predict_from_pooled(pooled, known)
+            views = torch.tensor([scan.view for scan in seen], device=device).expand(len(rows), -1)
+            known = covariates.to(device).expand(len(rows), -1) if covariates.shape[1] else None
+            embeddings = embeddings.expand(len(rows), -1, -1)
+            outputs, weights = network.from_embeddings(
+                embeddings, rows, days.to(device).expand(rows.shape), views, known
+            )
         return outputs.cpu(), weights[0].double().cpu()
 
     def _numbers(self, outputs: Sequence[Tensor], values: Array) -> tuple[Number, ...]:

@@ -169,7 +169,7 @@ def test_gradients_in_chunks_equal_those_of_plain_backpropagation_with_dropout(
         """The same scans, two at a time in the same order, with all graphs kept."""
         embeddings = torch.zeros(*mask.shape, 16, device=device)
         embeddings[mask] = torch.cat([net.encoder(part) for part in image[mask].split(2)])
-        return net.predict_from_pooled(net.pool(embeddings, mask, None)[0])
+        return net.from_embeddings(embeddings, mask)[0]
 
     with on_device():
         found = gradients(net, image, mask)

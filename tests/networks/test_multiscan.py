@@ -115,11 +115,13 @@ def test_padding_changes_no_gradient() -> None:
     assert_close(padded, torch.autograd.grad(alone, parameters, allow_unused=True), rtol=1e-4, atol=1e-6)
 
 
-def test_weights_stand_beside_the_pooled_vector() -> None:
+def test_embeddings_give_the_prediction_of_their_images_and_the_weights_of_the_pool() -> None:
     net, (image, mask, time) = MultiScanNet(Encoder(), LSTMPool(6)).eval(), batch()
-    pooled, weights = net.pool_scans(image, mask, time)
+    embeddings = net.embed(image, mask)
+    outputs, weights = net.from_embeddings(embeddings, mask, time)
+    assert_close(weights, net.pool(embeddings, mask, time)[1])
     assert_close(weights.sum(1), torch.ones(3))
-    assert_close(net.predict_from_pooled(pooled), net(image, mask, time))
+    assert_close(outputs, net(image, mask, time))
 
 
 # ---- Target scaling --------------------------------------------------------------------------------------------------
@@ -206,11 +208,12 @@ def test_the_stand_in_for_a_missing_covariate_learns() -> None:
 
 
 def test_views_enter_as_a_vector_added_to_each_scan_of_that_view() -> None:
-    net, (image, mask, _) = MultiScanNet(Encoder(), MeanPool(6), views=3).eval(), batch()
+    net, (image, mask, time) = MultiScanNet(Encoder(), MeanPool(6), views=3).eval(), batch()
     nn.init.normal_(net.view.weight)
     view = torch.tensor([[0, 1, 2], [2, 0, 0], [1, 1, 0]])
-    difference = net.embed(image, mask, view) - net.embed(image, mask)
-    assert_close(difference[mask], net.view.weight[view[mask]], atol=1e-6, rtol=1e-5)
+    expected, _ = net.from_embeddings(net.embed(image, mask) + net.view.weight[view], mask, time)
+    assert_close(net(image, mask, time, view), expected)
+    assert not torch.allclose(net(image, mask, time), expected)
 
 
 def test_the_view_of_padding_never_matters() -> None:
@@ -273,7 +276,7 @@ def test_dropout_is_replayed_when_a_chunk_is_encoded_again(dtype: torch.dtype) -
         """The same two scans at a time in the same order, with all graphs kept."""
         embeddings = torch.zeros(*mask.shape, SIZE, dtype=dtype)
         embeddings[mask] = torch.cat([net.encoder(part) for part in image[mask].split(2)])
-        return net.predict_from_pooled(net.pool(embeddings, mask, time)[0])
+        return net.from_embeddings(embeddings, mask, time)[0]
 
     torch.manual_seed(3)
     unchunked(*inputs).square().sum().backward()

@@ -64,7 +64,8 @@ def test_a_prediction_is_what_the_network_says_of_a_batch(pool: str, folder: Pat
     network = predictor.members[0]
     with torch.no_grad():
         expected = network(batch["image"], batch["mask"], batch["time"])
-        _, weights = network.pool_scans(batch["image"], batch["mask"], batch["time"])
+        embeddings = network.embed(batch["image"], batch["mask"])
+        _, weights = network.from_embeddings(embeddings, batch["mask"], batch["time"])
     found = predictor.predict_folder(folder)
     assert value(found) == close(expected.item())
     assert [scan.weight for scan in found.scans] == pytest.approx(weights[0].tolist(), abs=1e-6)

@@ -215,7 +215,8 @@ def test_days_and_weights_stand_in_order_of_time(
     assert [row["scans"] for row in rows] == ["1", "3", "2", "2"]
     for patient, row in zip(patients, rows, strict=True):
         alone = collate_scans([patient])
-        weights = net.eval().pool_scans(alone["image"], alone["mask"], alone["time"])[1][0]
+        embeddings = net.eval().embed(alone["image"], alone["mask"])
+        weights = net.from_embeddings(embeddings, alone["mask"], alone["time"])[1][0]
         expected = weights[torch.tensor(patient["time"]).argsort()]
         assert_close(torch.tensor([float(w) for w in row["weights"].split(";")]), expected, atol=6e-5, rtol=0)
 

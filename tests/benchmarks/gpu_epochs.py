@@ -100,7 +100,7 @@ class Watch:
         if self.bench.device.type == "cuda" and engine.state.epoch == 3:
             self.profiler = profile(activities=[ProfilerActivity.CUDA])
             self.profiler.start()
-        self.bench.synchronise()
+        self.bench.clock()  # waits for the device
         self.began, self.inside = time.perf_counter(), 0.0
 
     def _start(self, engine: Any) -> None:
@@ -109,7 +109,7 @@ class Watch:
     def _end(self, engine: Any) -> None:
         last = engine.state.iteration % engine.state.epoch_length == 0
         if last:
-            self.bench.synchronise()
+            self.bench.clock()
         now = time.perf_counter()
         self.inside += now - self.iteration
         if last:
@@ -153,7 +153,12 @@ def epoch(bench: Bench, source: Source) -> Measurement:
     """Run the bundle's training, and time its second epoch."""
     on_gpu = bench.device.type == "cuda"
     cohort, epochs = write_cohort(bench, source), 3 if on_gpu else 2
-    own = {"cohort_file": str(cohort), "device": bench.device, "epochs": epochs, "val_interval": epochs}
+    own = {
+        "cohort_file": str(cohort),
+        "device": f"$torch.device('{bench.device}')",
+        "epochs": epochs,
+        "val_interval": epochs,
+    }
     own |= {"output_dir": str(bench.folder / "eval"), "model_dir": str(bench.folder / "models")}
     own |= {"cache_dir": str(bench.folder / "cache") if source.kept else None}
     parser = Plan(BUNDLE, (), cohort.parent, {**({} if bench.full else TINY), **own, **source.settings}).parser()

@@ -90,11 +90,11 @@ class Turns:
 
 def take_turns(bench: Bench, sides: Mapping[str, Run]) -> Turns:
     """Time the sides round after round, in turned order every second round, after a warm-up that is not counted."""
-    rounds, span = (5, 0.2) if bench.full else (3, 0.02)
+    rounds, fewest, span = (5, 3, 0.2) if bench.full else (3, 1, 0.02)
     for run in sides.values():
-        run(2)
-    slowest = max(run(2) for run in sides.values())
-    steps = min(max(round(span / slowest), 3), 200)
+        run(fewest)
+    slowest = max(run(fewest) for run in sides.values())
+    steps = min(max(round(span / slowest), fewest), 200)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides)[:: -1 if number % 2 else 1]:

@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from readers import into_docs
+from docs_tables import into_docs
 from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
 

@@ -26,9 +26,9 @@ EDGE = 48  # voxels
 NORM = ("group", {"num_groups": 8})
 
 
-def network(chunk_size: int | None) -> MultiScanNet:
+def network(chunk_size: int | None, *, edge: int = EDGE) -> MultiScanNet:
     torch.manual_seed(0)
-    encoder = Regressor((1, EDGE, EDGE, EDGE), (64,), (16, 32, 64, 128), (1, 2, 2, 2), norm=NORM, dropout=0.1)
+    encoder = Regressor((1, edge, edge, edge), (64,), (16, 32, 64, 128), (1, 2, 2, 2), norm=NORM, dropout=0.1)
     return MultiScanNet(encoder, GatedAttentionPool(64), chunk_size=chunk_size)
 
 

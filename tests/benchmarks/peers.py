@@ -28,9 +28,9 @@ from typing import Any
 import monai
 import numpy as np
 import torch
+from docs_tables import into_docs
 from monai.bundle import ConfigParser
 from monai.networks.nets import MILModel
-from readers import into_docs
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
@@ -52,6 +52,7 @@ class Work:
     pool: str
     counts: tuple[int, ...]
     frozen: bool = True
+    size: int = SIZE
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Ours:
         random = torch.Generator().manual_seed(0)
         self.patients = [
             {
-                "image": torch.randn(n, 3, SIZE, SIZE, generator=random),
+                "image": torch.randn(n, 3, work.size, work.size, generator=random),
                 "time": range(n),
                 "view": [0] * n,
                 "label": [0.0],
@@ -153,7 +154,7 @@ class Ours:
         """Make every patient as long as the longest by empty scans that count as scans, as the peers do."""
         longest = max(len(patient["image"]) for patient in self.patients)
         for patient in self.patients:
-            empty = patient["image"].new_zeros(longest - len(patient["image"]), 3, SIZE, SIZE)
+            empty = patient["image"].new_zeros(longest - len(patient["image"]), *patient["image"].shape[1:])
             patient |= {"image": torch.cat([patient["image"], empty]), "time": range(longest), "view": [0] * longest}
 
     def batch(self) -> dict[str, Tensor]:
@@ -198,8 +199,8 @@ def ours(work: Work, *, compiled: bool) -> tuple[dict[str, Step], dict[str, floa
 # ---- Peers -----------------------------------------------------------------------------------------------------------
 
 
-def milmodel(work: Work, *, gradients: bool) -> Step:
-    """MILModel with its ResNet50, or around MobileNetV2; a frozen one has an optimizer of the head alone."""
+def milmodel(work: Work, *, gradients: bool, precision: torch.dtype = torch.float32) -> Callable[[], None]:
+    """A step of MILModel with its ResNet50, or around MobileNetV2; a frozen one has an optimizer of the head only."""
     torch.manual_seed(0)
     if work.encoder == "MobileNetV2":
         backbone = mobilenet_v2(weights=None)
@@ -211,15 +212,18 @@ def milmodel(work: Work, *, gradients: bool) -> Step:
     net.net.requires_grad_(gradients)
     learn = [p for name, p in net.named_parameters() if not (work.frozen and name.startswith("net."))]
     optimizer = torch.optim.AdamW(learn)
-    host = torch.randn(len(work.counts), max(work.counts), 3, SIZE, SIZE)
+    host = torch.randn(len(work.counts), max(work.counts), 3, work.size, work.size)
+    host = host.pin_memory() if DEVICE.type == "cuda" else host
     label, loss = torch.zeros(len(work.counts), 1, device=DEVICE), nn.MSELoss()
 
     def step() -> None:
         optimizer.zero_grad()
-        loss(net(host.to(DEVICE)), label).backward()
+        with torch.autocast(DEVICE.type, precision, enabled=precision != torch.float32):
+            prediction = net(host.to(DEVICE, non_blocking=True))
+        loss(prediction.float(), label).backward()
         optimizer.step()
 
-    return lambda: timed(step)
+    return step
 
 
 def monai_peers(work: Work) -> dict[str, Step]:
@@ -227,11 +231,12 @@ def monai_peers(work: Work) -> dict[str, Step]:
     if work.pool == "LSTM":
         return {}
     if not work.frozen:
-        return {"MONAI MILModel": milmodel(work, gradients=True)}
-    sides = {"MONAI MILModel, frozen parameters": milmodel(work, gradients=False)}
-    if len(set(work.counts)) == 1:
-        sides["MONAI MILModel, as it comes"] = milmodel(work, gradients=True)
-    return sides
+        sides = {"MONAI MILModel": milmodel(work, gradients=True)}
+    else:
+        sides = {"MONAI MILModel, frozen parameters": milmodel(work, gradients=False)}
+        if len(set(work.counts)) == 1:
+            sides["MONAI MILModel, as it comes"] = milmodel(work, gradients=True)
+    return {name: lambda step=step: timed(step) for name, step in sides.items()}
 
 
 class Keras:
@@ -261,7 +266,7 @@ class Keras:
         return self.answer()
 
     def make(self, name: str, work: Work) -> Step:
-        shape = {"patients": len(work.counts), "scans": max(work.counts), "size": SIZE}
+        shape = {"patients": len(work.counts), "scans": max(work.counts), "size": work.size}
         self.ask(make=name, encoder=work.encoder, pool=work.pool, frozen=work.frozen, **shape)
 
         def step() -> tuple[float, float]:

@@ -21,10 +21,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from docs_tables import into_docs
 
 ROOT = Path(__file__).parents[2]
 PACK = ROOT.parent / "shared/data/dicom"
-DOCS = ROOT / "docs/benchmarks.md"
 Volumes = list[tuple[np.ndarray, np.ndarray | None]]
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -242,14 +242,6 @@ def table(verdicts: dict[str, dict[str, tuple[str, str]]], items: list[dict[str,
         cells = [verdicts[tool][item["id"]][0].replace("WRONG", "**WRONG**") for tool in tools]
         lines.append(f"| `{item['id']}` {item['quirk']} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def into_docs(name: str, text: str) -> None:
-    """Put a text between the marks of its name in docs/benchmarks.md."""
-    before, _, rest = DOCS.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
-    _, _, after = rest.partition(f"<!-- end of {name} -->")
-    page = f"{before}<!-- {name} -->\n{text}\n<!-- end of {name} -->{after}"
-    DOCS.write_text(page, encoding="utf-8")
 
 
 def main() -> None:

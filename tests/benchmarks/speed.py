@@ -23,10 +23,11 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 import torch
+from docs_tables import into_docs
 from monai.data import ITKReader, NibabelReader, PydicomReader
 from monai.transforms import LoadImage
 from pydicom.uid import generate_uid
-from readers import PACK, dicom2nifti, highdicom, into_docs, simple_itk
+from readers import PACK, dicom2nifti, highdicom, simple_itk
 
 from monai_mvreg.scans.find import find_scans
 from monai_mvreg.scans.read import read_scan

@@ -27,7 +27,7 @@ from gpu_steps import BUNDLE, quiet
 from ignite.engine import Events
 from torch.profiler import ProfilerActivity, profile
 
-from monai_mvreg.crossval import Plan
+from monai_mvreg.experiments.crossval import Plan
 
 AIM = 0.9  # of the wall time, from cache_dir
 SCANS = 4  # of each patient

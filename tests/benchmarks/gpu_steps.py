@@ -23,9 +23,9 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from monai_mvreg.data import collate_scans
 from monai_mvreg.networks.encoders import compile_encoder, lay_out
 from monai_mvreg.networks.pools import AttentionPool
+from monai_mvreg.training.batches import collate_scans
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
 AIM = 1.05  # times a bare step

@@ -77,14 +77,14 @@ class HistorySaver:
         self.rows, self.losses = list(state_dict["rows"]), [torch.tensor(loss) for loss in state_dict["losses"]]
 
     def _iteration(self, engine: Engine) -> None:
-        self.losses.append(engine.state.output[CommonKeys.LOSS].detach().cpu())
+        self.losses.append(engine.state.output[CommonKeys.LOSS].detach())  # to read it here would wait for the GPU
 
     def _validation(self, evaluator: Engine) -> None:
         self.validated = True
 
     def _epoch(self, engine: Engine) -> None:
         metric = f"{self.evaluator.state.metrics[self.metric]:.6g}" if self.validated else ""
-        loss = float(torch.stack(self.losses).mean())
+        loss = float(torch.stack([loss.cpu() for loss in self.losses]).mean())
         self.rows.append([str(engine.state.epoch), f"{loss:.6g}", metric])
         self.losses, self.validated = [], False
         if self.write:

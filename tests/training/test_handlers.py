@@ -1,6 +1,7 @@
 """The handlers at work in small trainings with MONAI's own engines."""
 
 import csv
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,21 @@ from monai.inferers import SimpleInferer
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from monai_mvreg.losses import CoxLoss
+from monai_mvreg.losses import CoxLoss, GaussianLoss
 from monai_mvreg.metrics.survival import concordance
-from monai_mvreg.networks.multiscan import MultiScanNet
+from monai_mvreg.networks.multiscan import MultiScanNet, TargetScaling
 from monai_mvreg.networks.pools import LSTMPool
-from monai_mvreg.networks.task import Number, TimeToEvent
-from monai_mvreg.results.calibration import Baseline
+from monai_mvreg.networks.task import Number, NumberWithSpread, TimeToEvent
+from monai_mvreg.results.calibration import Baseline, Interval
 from monai_mvreg.training import handlers
 from monai_mvreg.training.batches import collate_scans
-from monai_mvreg.training.handlers import Concordance, GradientClipping, HistorySaver, PredictionSaver
+from monai_mvreg.training.handlers import (
+    Concordance,
+    GradientClipping,
+    HistorySaver,
+    PredictionSaver,
+    validation_metrics,
+)
 
 
 class Encoder(nn.Module):
@@ -269,6 +276,39 @@ def test_an_interrupted_write_leaves_the_old_file_whole(
     with pytest.raises(KeyboardInterrupt):
         run.run()
     assert (tmp_path / "predictions.csv").read_text() == before
+
+
+def test_a_predicted_spread_and_its_interval_stand_beside_the_prediction(
+    patients: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    net = MultiScanNet(Encoder(), LSTMPool(4, hidden=3), outputs=2).eval()
+    path, task = str(tmp_path / "predictions.csv"), NumberWithSpread(GaussianLoss())
+    for calibration in (None, [None], [Interval(3.0, 0.9)]):
+        saver = PredictionSaver(path, net, task=task, target=["volume"], calibration=calibration)
+        evaluator(net, patients, saver, metrics=None).run()
+        rows = read(tmp_path / "predictions.csv")
+        ends = [name for name in rows[0] if name in ("volume_low", "volume_high")]
+        assert len(ends) == (0 if calibration is None else 2)
+        assert calibration != [None] or {row[end] for row in rows for end in ends} == {""}
+    with torch.no_grad():
+        batch = collate_scans(patients)
+        outputs = net(batch["image"], batch["mask"], batch["time"])
+    for row, (mean, log_std) in zip(rows, outputs.tolist(), strict=True):
+        found = [float(row[f"volume_{name}"]) for name in ("predicted", "spread", "low", "high")]
+        spread = math.exp(log_std)
+        assert found == pytest.approx([mean, spread, mean - 3 * spread, mean + 3 * spread], rel=1e-5)
+
+
+def test_the_errors_of_several_targets_are_added_up_in_standard_deviations() -> None:
+    scaling = TargetScaling(2)
+    label, predicted = torch.randn(9, 2) * torch.tensor([1.0, 5000.0]), torch.randn(9, 2)
+    scaling.fit(label)
+    for targets, scale in ((2, scaling.std.numpy()), (1, 1.0)):
+        columns = slice(0, targets)
+        [(name, metric)] = validation_metrics(NUMBER, scaling, targets=targets).items()
+        metric.update(metric._output_transform({"pred": predicted[:, columns], "label": label[:, columns]}))
+        error = np.abs(predicted - label).numpy()[:, columns] / scale
+        assert name == "mae" and metric.compute() == pytest.approx(error.sum(1).mean(), rel=1e-5)
 
 
 # ---- Time to event ---------------------------------------------------------------------------------------------------

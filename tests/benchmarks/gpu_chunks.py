@@ -47,6 +47,6 @@ def chunked(bench: Bench, volumes: int) -> Measurement:
 
 def chunk_rows(full: bool) -> list[Row]:
     return [
-        Row("chunks", name(volumes, full), 6.0 if full else 3.0, partial(chunked, volumes=volumes))
+        Row("chunks", name(volumes, full), 6.0 if full else 1.0, partial(chunked, volumes=volumes))
         for volumes in VOLUMES
     ]

@@ -119,23 +119,18 @@ class Watch:
             self.profiler.export_chrome_trace(str(self.trace))
             self.profiler = None
 
-    def computing(self) -> float | None:
-        """Seconds of the profiled epoch in which a kernel ran; None if the profiler saw none."""
-        if not self.trace.exists():
-            return None
-        events = json.loads(self.trace.read_text())["traceEvents"]
-        self.trace.unlink()
-        kernels = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event.get("cat") == "kernel")
-        return union(kernels) / 1e6 or None
 
-
-def union(spans: list[tuple[float, float]]) -> float:
-    """The length that sorted spans cover together."""
+def kernel_seconds(trace: Path) -> float | None:
+    """Seconds in which at least one kernel ran, from a trace of torch.profiler; None without a trace or a kernel."""
+    if not trace.exists():
+        return None
+    events = json.loads(trace.read_text())["traceEvents"]
+    trace.unlink()
     covered, end = 0.0, float("-inf")
-    for start, stop in spans:
-        covered += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return covered
+    for start, duration in sorted((event["ts"], event["dur"]) for event in events if event.get("cat") == "kernel"):
+        covered += max(0.0, start + duration - max(start, end))
+        end = max(end, start + duration)
+    return covered / 1e6 or None
 
 
 @contextlib.contextmanager
@@ -169,7 +164,7 @@ def epoch(bench: Bench, source: Source) -> Measurement:
     if (loading := trainer.data_loader._iterator) is not None:
         loading._shutdown_workers()  # a garbage collection of the whole training waits 5 s for them
     wall, inside = watch.epochs[1]
-    computing = watch.computing()
+    computing = kernel_seconds(watch.trace)
     share = computing / wall if computing else None
     return {
         "scans_per_second": source.scans / wall,

@@ -14,7 +14,7 @@ import torch
 from gpu_clock import Budget
 
 Measurement = dict[str, Any]
-Run = Callable[[int], float]  # runs so many steps and returns the seconds of one
+Run = Callable[[int], float]  # runs a number of steps and returns the seconds of one
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Mode:
     compiled: bool = False
 
     def settings(self, axes: int) -> dict[str, Any]:
-        """The settings of the bundle for scans with so many axes."""
+        """The settings of the bundle for scans with this number of axes."""
         last = "torch.channels_last" if axes == 2 else "torch.channels_last_3d"
         memory_format = f"${last if self.channels_last else 'torch.preserve_format'}"
         precision = {"amp": self.precision == AMP, "bfloat16": self.precision == BFLOAT16}
@@ -161,7 +161,7 @@ class Ours:
             self.seconds = self.bench.clock() - self.began
 
     def run(self, steps: int) -> float:
-        """Seconds of one step: an epoch of so many, from its first batch to the end of the last step."""
+        """Seconds of one step, from the first batch of an epoch with that number of steps to the end of the last."""
         self.trainer.data_loader = [self.batches[number % 2] for number in range(steps)]
         self.trainer.state.epoch_length = steps
         with quiet():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,7 +14,11 @@ from typing import Any
 
 import docs_tables
 import pytest
-from gpu_epochs import union
+import torch
+from gpu import measure
+from gpu_clock import Budget
+from gpu_epochs import kernel_seconds
+from gpu_rows import Bench, Row
 from gpu_table import GROUPS, table
 
 SCRIPT = Path(__file__).with_name("gpu.py")
@@ -76,8 +81,35 @@ def test_both_sides_of_a_step_are_the_same_network(finished: dict[str, Any]) -> 
     assert steps and all(row["first_losses_differ"] < 1e-4 for row in steps if "compiled" not in row["name"])
 
 
-def test_what_runs_at_once_counts_once() -> None:
-    assert union([(0.0, 2.0), (1.0, 3.0), (1.5, 1.6), (5.0, 6.0)]) == 4.0
+def test_kernels_that_run_at_once_count_once_and_copies_do_not(tmp_path: Path) -> None:
+    spans = [("kernel", 0.0, 2.0), ("kernel", 1.5, 0.1), ("kernel", 1.0, 2.0), ("kernel", 5.0, 1.0)]
+    events = [{"cat": kind, "ts": at, "dur": long} for kind, at, long in [*spans, ("gpu_memcpy", 8.0, 9.0)]]
+    trace = tmp_path / "trace.json"
+    trace.write_text(json.dumps({"traceEvents": [*events, {"ph": "M", "name": "process_name"}]}))
+    assert kernel_seconds(trace) == pytest.approx(4e-6)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(torch.device("cpu"), False, tmp_path, Budget(time.perf_counter() + 1.0))
+
+
+def test_a_row_that_fails_says_why_in_one_line(bench: Bench) -> None:
+    def fail(bench: Bench) -> dict[str, Any]:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+
+    found = measure(bench, Row("steps", "fails", 0.0, fail))
+    assert found == {"error": "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB."}
+
+
+def test_a_row_that_goes_on_for_too_long_is_cut_off(bench: Bench) -> None:
+    def wait(bench: Bench) -> dict[str, Any]:
+        while True:
+            with contextlib.suppress(Exception):
+                time.sleep(60)
+
+    assert measure(bench, Row("steps", "waits", 0.0, wait)) == {"skipped": "no time left"}
+    assert bench.budget.left() > -1.0
 
 
 def test_without_time_every_row_is_there_and_marked(finished: dict[str, Any], without_time: dict[str, Any]) -> None:

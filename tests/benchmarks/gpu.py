@@ -158,6 +158,8 @@ def run(bench: Bench, rows: list[Row], result: Result) -> None:
         found["seconds"] = round(time.perf_counter() - began, 2)
         if "skipped" not in found and "error" not in found:
             bench.measured[row.name] = found
+        if "aim" in found and not bench.full:
+            found["met"] = None  # aims are for the sizes of a GPU
         print(line(result.put(place, row, found)), flush=True)
     result.content["finished"] = True
     result.save()
@@ -165,7 +167,7 @@ def run(bench: Bench, rows: list[Row], result: Result) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=6.0, help="measuring ends after so many")
+    parser.add_argument("--minutes", type=float, default=6.0, help="when measuring ends")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the file of the result")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="write the tables of a result into the docs, and end")
     options = parser.parse_args()

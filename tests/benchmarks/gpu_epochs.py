@@ -119,23 +119,18 @@ class Watch:
             self.profiler.export_chrome_trace(str(self.trace))
             self.profiler = None
 
-    def computing(self) -> float | None:
-        """Seconds of the profiled epoch in which a kernel ran; None if the profiler saw none."""
-        if not self.trace.exists():
-            return None
-        events = json.loads(self.trace.read_text())["traceEvents"]
-        self.trace.unlink()
-        kernels = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event.get("cat") == "kernel")
-        return union(kernels) / 1e6 or None
 
-
-def union(spans: list[tuple[float, float]]) -> float:
-    """The length that sorted spans cover together."""
+def kernel_seconds(trace: Path) -> float | None:
+    """Seconds in which at least one kernel ran, from a trace of torch.profiler; None without a trace or a kernel."""
+    if not trace.exists():
+        return None
+    events = json.loads(trace.read_text())["traceEvents"]
+    trace.unlink()
     covered, end = 0.0, float("-inf")
-    for start, stop in spans:
-        covered += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return covered
+    for start, duration in sorted((event["ts"], event["dur"]) for event in events if event.get("cat") == "kernel"):
+        covered += max(0.0, start + duration - max(start, end))
+        end = max(end, start + duration)
+    return covered / 1e6 or None
 
 
 @contextlib.contextmanager
@@ -153,13 +148,9 @@ def epoch(bench: Bench, source: Source) -> Measurement:
     """Run the bundle's training, and time its second epoch."""
     on_gpu = bench.device.type == "cuda"
     cohort, epochs = write_cohort(bench, source), 3 if on_gpu else 2
-    own = {
-        "cohort_file": str(cohort),
-        "device": f"$torch.device('{bench.device}')",
-        "epochs": epochs,
-        "val_interval": epochs,
-    }
+    own = {"cohort_file": str(cohort), "device": f"$torch.device('{bench.device}')", "epochs": epochs}
     own |= {"output_dir": str(bench.folder / "eval"), "model_dir": str(bench.folder / "models")}
+    own["val_interval"] = epochs
     own |= {"cache_dir": str(bench.folder / "cache") if source.kept else None}
     parser = Plan(BUNDLE, (), cohort.parent, {**({} if bench.full else TINY), **own, **source.settings}).parser()
     with settings_restored(), quiet():
@@ -170,8 +161,10 @@ def epoch(bench: Bench, source: Source) -> Measurement:
             parser.get_parsed_content(f"run#{number}")
             if trainer.state.iteration:
                 break  # what follows, as the report, is not part of an epoch
+    if (loading := trainer.data_loader._iterator) is not None:
+        loading._shutdown_workers()  # a garbage collection of the whole training waits 5 s for them
     wall, inside = watch.epochs[1]
-    computing = watch.computing()
+    computing = kernel_seconds(watch.trace)
     share = computing / wall if computing else None
     return {
         "scans_per_second": source.scans / wall,
@@ -202,5 +195,5 @@ def epoch_rows(full: bool) -> list[Row]:
         Source("files, workers", some, loaded),
         Source("files, no workers", few, kept),
     ]
-    needs = 20.0 if full else 4.0
+    needs = 20.0 if full else 1.0
     return [Row("epochs", source.name, needs, partial(epoch, source=source)) for source in sources]

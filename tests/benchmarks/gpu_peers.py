@@ -16,10 +16,12 @@ from gpu_steps import BFLOAT16, FLOAT32, Case, Mode, Ours
 
 
 def against_milmodel(bench: Bench, counts: tuple[int, ...], *, gradients: bool, aim: float) -> Measurement:
-    """Our frozen ResNet50 and MILModel with its ResNet50, whose patients are padded to the longest."""
-    size = 224 if bench.full else 32
-    work = peers.Work("resnet50_mean", "ResNet50", "mean", counts, size=size)
-    case = Case("ResNet50", ("radiograph", work.config), (size, size), counts, frozen=True)
+    """Our frozen encoder and MILModel with the same, whose patients are padded to the longest."""
+    if bench.full:
+        work = peers.Work("resnet50_mean", "ResNet50", "mean", counts)
+    else:
+        work = peers.Work("mobilenetv2_attention", "MobileNetV2", "attention", counts, size=32)
+    case = Case(work.encoder, ("radiograph", work.config), (work.size, work.size), counts, frozen=True)
     built_in = peers.bfloat16_is_built_in()
     ours = Ours(case, Mode(BFLOAT16 if built_in else FLOAT32, channels_last=True), bench)
     sides: dict[str, Any] = {"ours": ours.run}
@@ -48,13 +50,14 @@ def against_milmodel(bench: Bench, counts: tuple[int, ...], *, gradients: bool, 
 
 def peer_rows(full: bool) -> list[Row]:
     """As it comes, with frozen parameters, and a cohort in which patients have 1 to 12 scans."""
+    encoder = "ResNet50" if full else "MobileNetV2"
     even = (4,) * 16 if full else (2, 2)
     ragged = peers.ragged_counts() if full else (1, 1, 3)
     return [
         Row(
             "peers",
-            f"frozen ResNet50, {len(counts)} patients, {sum(counts)} scans: MILModel {name}",
-            10.0 if full else 4.0,
+            f"frozen {encoder}, {len(counts)} patients, {sum(counts)} scans: MILModel {name}",
+            10.0 if full else 1.0,
             partial(against_milmodel, counts=counts, gradients=gradients, aim=aim),
         )
         for name, counts, gradients, aim in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from gpu_clock import Budget
 
 Measurement = dict[str, Any]
-Run = Callable[[int], float]  # runs so many steps and returns the seconds of one
+Run = Callable[[int], float]  # runs a number of steps and returns the seconds of one
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,20 @@ def megabytes(bench: Bench, step: Callable[[], Any]) -> float | None:
     step()
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def synchronisations(bench: Bench, step: Callable[[], Any]) -> int | None:
+    """How often a step makes the processor wait for the GPU; None on a CPU."""
+    if bench.device.type != "cuda":
+        return None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 # ---- Ceilings --------------------------------------------------------------------------------------------------------

@@ -89,18 +89,30 @@ class PretrainedEncoder(nn.Module):
             parameter.requires_grad = any(fnmatch.fnmatchcase(name, pattern) for pattern in learn)
         self.frozen = not learn
         self._frozen_constants: _Constants | None = None
+        self._parameters_of_encoder, self._learns = list(encoder.parameters()), list[bool]()
+        self._fixed: list[nn.Module] = []
         self.train()
 
     def train(self, mode: bool = True) -> "PretrainedEncoder":
         """Set the mode of the learning parts; frozen parts and batch normalisation stay in evaluation mode."""
         super().train(mode)
+        learns = [parameter.requires_grad for parameter in self._parameters_of_encoder]
+        if learns != self._learns:
+            self._learns, self._fixed = learns, self._find_fixed()
+        for module in self._fixed:  # found once: a trainer sets the mode before every step
+            module.training = False
+        return self
+
+    def _find_fixed(self) -> list[nn.Module]:
+        """Find the modules that stay in evaluation mode."""
+        fixed: dict[nn.Module, None] = {}
         for module in self.encoder.modules():
             own = list(module.parameters())
             if (own or self.frozen) and not any(parameter.requires_grad for parameter in own):
-                module.eval()
+                fixed |= dict.fromkeys(module.modules())
             elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.training = False
-        return self
+                fixed[module] = None
+        return list(fixed)
 
     def forward(self, image: Tensor) -> Tensor:
         """Embed ``(M, C, *spatial)`` as ``(M, E)``; embeddings ``(M, E)`` that it made before pass, if it is frozen.

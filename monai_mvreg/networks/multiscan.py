@@ -148,13 +148,16 @@ class MultiScanNet(nn.Module):
             embeddings = self._encode(image.flatten(0, 1), None).unflatten(0, (patients, scans))
         else:
             torch._assert(bool(mask.any(1).all()), "expected at least one scan per patient, got a patient without")
-            real = self._encode(image.flatten(0, 1), mask.flatten())
-            embeddings = real.new_zeros([patients, scans, real.shape[1]])
-            embeddings[mask] = real
+            # The one place that waits for a GPU, before there is work for it: indices, not a mask, from here on.
+            real = mask.flatten().nonzero()[:, 0]
+            encoded = self._encode(image.flatten(0, 1), real)
+            embeddings = encoded.new_zeros([patients * scans, encoded.shape[1]])
+            embeddings[real] = encoded
+            embeddings = embeddings.unflatten(0, (patients, scans))
         return embeddings
 
     def _encode(self, scans: Tensor, real: Tensor | None) -> Tensor:
-        """Encode those of ``scans (B * N, C, *spatial)`` that are real, as ``(M, E)``."""
+        """Encode the scans at the indices ``real (M,)`` of ``scans (B * N, C, *spatial)`` as ``(M, E)``."""
         if not is_scripting() and self.chunk_size is not None:
             return self._encode_in_chunks(scans, real, self.chunk_size)
         return self.encoder(scans if real is None else scans[real])
@@ -177,7 +180,7 @@ class MultiScanNet(nn.Module):
             embeddings: Tensor = self.encoder(scans[places].to(anchor.device))
             return embeddings
 
-        places = torch.arange(len(scans)) if real is None else real.nonzero()[:, 0]
+        places = torch.arange(len(scans)) if real is None else real
         *others, last = places.to(scans.device).split(chunk_size)
         # The anchor tells checkpoint whose random state to replay: scans in host memory would not.
         anchor = self.head.weight

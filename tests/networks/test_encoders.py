@@ -426,3 +426,16 @@ def test_gradients_of_a_histogram_reach_the_image() -> None:
 def test_a_histogram_without_bins_is_refused(bins: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected at least two bins from low to high"):
         HistogramEncoder(**bins)
+
+
+def test_a_part_that_is_unfrozen_later_is_trained_from_then_on() -> None:
+    encoder = PretrainedEncoder(
+        nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 2), nn.Dropout())), learn=["0.*"]
+    )
+    first, second = encoder.encoder
+    assert first.training and not any(module.training for module in second.modules())
+    second.requires_grad_(True)
+    encoder.train()
+    assert all(module.training for module in second.modules())
+    first.requires_grad_(False)
+    assert not encoder.train().encoder[0].training and not encoder.eval().encoder[1].training

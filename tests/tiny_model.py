@@ -17,6 +17,7 @@ from monai_mvreg.trained.training_domain import learn_domain
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 POOL = {"_target_": "monai_mvreg.networks.pools.GatedAttentionPool", "size": "@embedding_size"}
+TASKS = "monai_mvreg.networks.task"
 SETTINGS: dict[str, Any] = {
     "target": ["volume"],
     "channels": 1,
@@ -61,10 +62,19 @@ def write_visit(folder: Path, *, date: str, seed: int, **tags: Any) -> Path:
     return write_series(folder, **{**own, **tags})
 
 
+def task_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """The task of a loss."""
+    if settings["horizons"]:
+        return {"_target_": f"{TASKS}.TimeToEvent", "loss": "@loss", "horizons": "@horizons"}
+    spread = settings["loss"]["_target_"].endswith(("GaussianLoss", "QuantileLoss"))
+    return {"_target_": f"{TASKS}.{'NumberWithSpread' if spread else 'Number'}", "loss": "@loss"}
+
+
 def write_model(place: Path, *, seed: int = 0, **settings: Any) -> Path:
     """A folder ``models`` with random weights; training saw 40 scans of noise like that of :func:`write_scan`."""
     place.mkdir(parents=True, exist_ok=True)
     whole = {**SETTINGS, **settings}
+    whole["task"] = task_of(whole)
     (place / "settings.json").write_text(json.dumps(whole), encoding="utf-8")
     parser = ConfigParser()
     parser.read_config(str(BUNDLE / "configs" / "inference.yaml"))

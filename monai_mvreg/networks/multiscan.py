@@ -149,11 +149,10 @@ class MultiScanNet(nn.Module):
         else:
             torch._assert(bool(mask.any(1).all()), "expected at least one scan per patient, got a patient without")
             # The one place that waits for a GPU, before there is work for it: indices, not a mask, from here on.
-            real = mask.flatten().nonzero()[:, 0]
-            encoded = self._encode(image.flatten(0, 1), real)
-            embeddings = encoded.new_zeros([patients * scans, encoded.shape[1]])
-            embeddings[real] = encoded
-            embeddings = embeddings.unflatten(0, (patients, scans))
+            patient, scan = mask.nonzero().unbind(1)
+            encoded = self._encode(image.flatten(0, 1), patient * scans + scan)
+            embeddings = encoded.new_zeros([patients, scans, encoded.shape[1]])
+            embeddings[patient, scan] = encoded
         return embeddings
 
     def _encode(self, scans: Tensor, real: Tensor | None) -> Tensor:

@@ -165,6 +165,7 @@ def test_settings_are_saved_with_all_that_they_refer_to_and_nothing_else(bundle:
         "unused": 4,
         "intensity": [],
         "loss": {"delta": "%margin"},
+        "task": {"loss": "@loss"},
         "imports": [*CONFIG["imports"], "$import pathlib", "$import shutil"],
         "run": ["$workflow.save_settings(@bundle_root + '/settings.json', unit='mL')"],
         "bundle_root": str(bundle),

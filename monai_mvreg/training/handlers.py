@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
@@ -17,6 +18,7 @@ from monai.utils import CommonKeys
 from torch import Tensor, nn
 
 from monai_mvreg.cache.atomic import atomic_write
+from monai_mvreg.results.predictions_table import PredictionsTable, check_target_names
 
 
 class GradientClipping:
@@ -119,9 +121,8 @@ class PredictionSaver:
         intervals: Sequence[PredictionInterval | None] = (),
     ) -> None:
         self.path, self.target, self.unit, self.intervals = Path(path), list(target), unit, list(intervals)
-        if taken := sorted({"patient", "fold", "unit", "scans", "days", "weights"} & set(self.target)):
-            raise ValueError(f"expected targets of other names than the columns of {self.path.name}, got {taken}")
-        self.rows: dict[str, list[str]] = {}
+        check_target_names(self.target)
+        self.rows: dict[str, list[Any]] = {}
         self.groups: list[str] = []
         whole: nn.Module = getattr(network, "module", network)
         self.weights = torch.empty(0)
@@ -160,18 +161,20 @@ class PredictionSaver:
 
     def _iteration(self, engine: Engine) -> None:
         batch, predicted = engine.state.batch, engine.state.output[CommonKeys.PRED].float().cpu()
+        labelled, unknown = "label" in batch, [math.nan] * len(self.target)
         for row, patient in enumerate(batch["patient"]):
             real = batch["mask"][row]
-            measured = batch["label"][row].tolist() if "label" in batch else [math.nan] * len(self.target)
+            # The shortest text of a float32 is the number of the cohort's table.
+            measured = [float(str(number)) for number in batch["label"][row].cpu().numpy()] if labelled else unknown
             days, order = batch["time"][row][real].sort(stable=True)
             groups = batch["groups"][row] if "groups" in batch else {}
             self.groups = list(groups)
             self.rows[patient] = [
                 patient,
                 batch["fold"][row],
-                *("" if math.isnan(number) else f"{number:.7g}" for number in self.numbers(measured, predicted[row])),
+                *self.numbers(measured, predicted[row]),
                 self.unit,
-                str(int(real.sum())),
+                int(real.sum()),
                 ";".join(f"{day:g}" for day in days.tolist()),
                 ";".join(f"{weight:.4f}" for weight in self.weights[row][real][order].tolist()),
                 *groups.values(),
@@ -187,7 +190,8 @@ class PredictionSaver:
                 return
         groups = [f"group_{name}" for name in self.groups]
         header = ["patient", "fold", *self.names(), "unit", "scans", "days", "weights", *groups]
-        _write_csv(self.path, header, [rows[patient] for patient in sorted(rows)])
+        frame = pd.DataFrame([rows[patient] for patient in sorted(rows)], columns=header, dtype=object)
+        PredictionsTable(frame).write(self.path)
 
 
 class SpreadSaver(PredictionSaver):
@@ -240,12 +244,15 @@ class Curves(Protocol):
     def median_days(self, risk: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Day through which half of the patients of that risk have the event."""
 
+    def log_hazard(self, risk: npt.NDArray[Any], day: float) -> npt.NDArray[Any]:
+        """Log cumulative hazard through a day."""
+
 
 class RiskSaver(PredictionSaver):
     """Write ``predictions.csv`` of a time to event: time, event, log risk, and with curves what they make of it.
 
     ``median_days`` is empty where half of such patients are free of the event at the end of what is known;
-    ``risk_<day>`` is the chance of the event by that day.
+    ``risk_<day>`` is the chance of the event by that day, ``log_hazard`` the log cumulative hazard by the last of them.
 
     Args:
         path: the file.
@@ -271,8 +278,8 @@ class RiskSaver(PredictionSaver):
 
     def names(self) -> list[str]:
         """Name the columns of numbers."""
-        known = ["median_days", *(f"risk_{day:g}" for day in self.horizons)] if self.curves is not None else []
-        return [*self.target, "log_risk", *known]
+        known = ["median_days", *(f"risk_{day:g}" for day in self.horizons), "log_hazard"]
+        return [*self.target, "log_risk", *(known if self.curves is not None else [])]
 
     def numbers(self, measured: Sequence[float], predicted: Tensor) -> list[float]:
         """The numbers of one patient, nan for none."""
@@ -281,7 +288,8 @@ class RiskSaver(PredictionSaver):
             return [*measured, float(risk[0])]
         median = float(self.curves.median_days(risk)[0])
         chances = 1 - self.curves.survival(risk, np.asarray(self.horizons, dtype=np.float64))[0]
-        return [*measured, float(risk[0]), median if math.isfinite(median) else math.nan, *chances.tolist()]
+        hazard = float(self.curves.log_hazard(risk, self.horizons[-1])[0])
+        return [*measured, float(risk[0]), median if math.isfinite(median) else math.nan, *chances.tolist(), hazard]
 
 
 class Concordance(Metric):

@@ -14,11 +14,12 @@ import torch
 
 from monai_mvreg.cache.atomic import atomic_write
 from monai_mvreg.cohort.table import Cohort
-from monai_mvreg.experiments.crossval import Plan, crossvalidate, log_hazard, validation_metric
+from monai_mvreg.experiments.crossval import Plan, crossvalidate, validation_metric
 from monai_mvreg.losses import CoxLoss
 from monai_mvreg.metrics.bootstrap import Array, Estimate
 from monai_mvreg.metrics.regression import cohort_metrics, difference
 from monai_mvreg.metrics.survival import Forecast, survival_differences, survival_metrics
+from monai_mvreg.results.predictions_table import PredictionsTable
 
 _POOLS = "monai_mvreg.networks.pools"
 # What every choice has to beat, with a pool that ignores all but the newest scan, or all dates.
@@ -142,7 +143,7 @@ def compare(
         for name, settings in runs.items()
     }
     cohort, first = plan.cohort(), next(iter(tables.values()))
-    rows_of = _survival_rows if "log_risk" in first.columns else _error_rows
+    rows_of = _survival_rows if first.is_time_to_event else _error_rows
     table = pd.DataFrame(rows_of(tables, first, cohort))
     lower = plan.read("lower_is_better")
     chosen_by = {name: validation_metric(out / _folder(name), lower_is_better=lower) for name in tables}
@@ -156,10 +157,12 @@ def _folder(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name)
 
 
-def _error_rows(tables: Mapping[str, pd.DataFrame], first: pd.DataFrame, cohort: Cohort) -> list[dict[str, Any]]:
-    target = next(name.removesuffix("_predicted") for name in first.columns if name.endswith("_predicted"))
-    measured = first[target].to_numpy(np.float64)
-    predicted = {name: table[f"{target}_predicted"].to_numpy(np.float64) for name, table in tables.items()}
+def _error_rows(
+    tables: Mapping[str, PredictionsTable], first: PredictionsTable, cohort: Cohort
+) -> list[dict[str, Any]]:
+    target = first.targets[0]
+    measured = first.measured(target)
+    predicted = {name: table.predicted(target) for name, table in tables.items()}
     features = _covariates(cohort, first)
     nothing = _by_fold(first, lambda train: np.full(len(first), measured[train].mean()))
     predicted["mean of the training patients"] = nothing
@@ -173,11 +176,11 @@ def _error_rows(tables: Mapping[str, pd.DataFrame], first: pd.DataFrame, cohort:
     return sorted(rows, key=lambda row: row["mae"])
 
 
-def _survival_rows(tables: Mapping[str, pd.DataFrame], first: pd.DataFrame, cohort: Cohort) -> list[dict[str, Any]]:
-    names = list(first.columns)
-    at, days = names.index("log_risk"), [float(name[5:]) for name in names if name.startswith("risk_")]
-    label = first[names[at - 2 : at]].to_numpy(np.float64)
-    risks = {name: log_hazard(table) for name, table in tables.items()}
+def _survival_rows(
+    tables: Mapping[str, PredictionsTable], first: PredictionsTable, cohort: Cohort
+) -> list[dict[str, Any]]:
+    days, label = first.horizons, first.label
+    risks = {name: table.log_hazard for name, table in tables.items()}
     features = _covariates(cohort, first)
     risks["Kaplan-Meier"] = np.zeros(len(first))
     if features is not None:
@@ -196,12 +199,12 @@ def _cells(name: str, estimate: Estimate) -> dict[str, float]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def _covariates(cohort: Cohort, table: pd.DataFrame) -> Array | None:
+def _covariates(cohort: Cohort, table: PredictionsTable) -> Array | None:
     """Covariates ``(P, V)`` in the order of the table, nan where missing."""
     if not cohort.covariates:
         return None
     known = {patient.key: patient.covariates for patient in cohort.patients}
-    return np.array([known[key] for key in table["patient"]], dtype=np.float64)
+    return np.array([known[key] for key in table.patient], dtype=np.float64)
 
 
 def _scaled(values: Array, train: Array) -> Array:
@@ -211,9 +214,9 @@ def _scaled(values: Array, train: Array) -> Array:
     return np.hstack([centred / np.maximum(centred[train].std(0), 1e-9), missing])
 
 
-def _by_fold(table: pd.DataFrame, predict: Callable[[Array], Array]) -> Array:
+def _by_fold(table: PredictionsTable, predict: Callable[[Array], Array]) -> Array:
     """Predict each fold from the patients of all others."""
-    folds, found = table["fold"].to_numpy(), np.zeros(len(table))
+    folds, found = table.fold, np.zeros(len(table))
     for name in sorted(set(folds)):
         test = folds == name
         found[test] = predict(~test)[test]

@@ -25,13 +25,11 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from monai_mvreg.cache.atomic import atomic_write
 from monai_mvreg.cohort.split import balanced_seed
 from monai_mvreg.cohort.table import Cohort, TableRows
-from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.metrics.survival import Forecast, survival_metrics
 from monai_mvreg.report.evaluation import evaluation_sections, summarise
 from monai_mvreg.report.page import write_report
 from monai_mvreg.results.intervals import crossfit_intervals, extend_intervals
-
-_TEXTS = {name: str for name in ("patient", "fold", "unit", "days", "weights")}
+from monai_mvreg.results.predictions_table import PredictionsTable, average
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class Plan:
         return replace(self, settings={**self.settings, setting: str(table)})
 
 
-def crossvalidate(plan: Plan, out: Path, *, folds: int = 5, seeds: Sequence[int] = (0,)) -> pd.DataFrame:
+def crossvalidate(plan: Plan, out: Path, *, folds: int = 5, seeds: Sequence[int] = (0,)) -> PredictionsTable:
     """Train and predict fold by fold, and write ``predictions.csv``, ``metrics.json`` and ``report.html``.
 
     The folds are those of the cohort's table where it has any; otherwise patients are put into so many by a hash of
@@ -106,7 +104,7 @@ def crossvalidate(plan: Plan, out: Path, *, folds: int = 5, seeds: Sequence[int]
         seeds: each fold is trained once with each, and predictions are averaged.
 
     Returns:
-        One row per patient, as in ``predictions.csv``: each predicted by models that did not see the patient.
+        What ``predictions.csv`` holds: each patient predicted by models that did not see the patient.
 
     Raises:
         ValueError: if there are fewer than 3 folds, or the folder holds a run of another plan.
@@ -127,12 +125,14 @@ def crossvalidate(plan: Plan, out: Path, *, folds: int = 5, seeds: Sequence[int]
         left_out = {"test_folds": [test], "validation_folds": [validation], "seed": seed}
         _run_fold(plan, out / f"fold-{test}_seed-{seed}", {**settings, **left_out}, test)
     parts = [
-        average([_table(out / f"fold-{name}_seed-{seed}/test/predictions.csv") for seed in seeds]) for name in names
+        average([PredictionsTable.read(out / f"fold-{name}_seed-{seed}/test/predictions.csv") for seed in seeds])
+        for name in names
     ]
-    table = pd.concat(parts, ignore_index=True).sort_values("patient", ignore_index=True)
-    for target in _targets(table):
+    rows = pd.concat([part.frame for part in parts], ignore_index=True)
+    table = PredictionsTable(rows.sort_values("patient", ignore_index=True))
+    for target in table.targets:
         table = crossfit_intervals(table, target)
-    _write(table, out / "predictions.csv")
+    table.write(out / "predictions.csv")
     _report(table, out)
     return table
 
@@ -148,7 +148,7 @@ def validation_metric(out: Path, *, lower_is_better: bool) -> float:
     return float(np.mean([history.iloc[:, 2].agg("min" if lower_is_better else "max") for history in histories]))
 
 
-def predict_new(plan: Plan, out: Path, table: Path) -> pd.DataFrame:
+def predict_new(plan: Plan, out: Path, table: Path) -> PredictionsTable:
     """Predict new patients by the mean of all models of a cross-validation, and write ``new_predictions.csv``.
 
     Args:
@@ -157,7 +157,7 @@ def predict_new(plan: Plan, out: Path, table: Path) -> pd.DataFrame:
         table: one row per scan of the new patients.
 
     Returns:
-        One row per patient.
+        What ``new_predictions.csv`` holds.
 
     Raises:
         FileNotFoundError: if the cross-validation is not finished.
@@ -169,37 +169,16 @@ def predict_new(plan: Plan, out: Path, table: Path) -> pd.DataFrame:
     for place in tqdm(places, "models", unit="model", disable=None):
         own = {"model_dir": str(place / "models"), "output_dir": str(place / "new"), "cohort_file": str(table)}
         _run(replace(plan, settings={**plan.settings, **own}), "inference", place)
-    tables = {place.name: _table(place / "new/predictions.csv") for place in places}
-    found, known = average(list(tables.values())), _table(out / "predictions.csv")
+    tables = {place.name: PredictionsTable.read(place / "new/predictions.csv") for place in places}
+    found, known = average(list(tables.values())), PredictionsTable.read(out / "predictions.csv")
     models = [
         average([table for name, table in tables.items() if name.startswith(f"fold-{fold}_seed-")])
-        for fold in sorted(known["fold"].unique())
+        for fold in sorted(set(known.fold))
     ]
-    for target in _targets(found):
+    for target in found.targets:
         found = extend_intervals(found, models, known, target)
-    _write(found, out / "new_predictions.csv")
+    found.write(out / "new_predictions.csv")
     return found
-
-
-def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Average the predictions of several models for the same patients.
-
-    Args:
-        tables: ``predictions.csv`` of each model; columns that are not predicted are taken from the first.
-
-    Raises:
-        ValueError: if they are of different patients.
-    """
-    # Ends of intervals are those of one model; they are fitted anew to the average.
-    ends = [f"{target}{end}" for target in _targets(tables[0]) for end in ("_low", "_high")]
-    first = tables[0].drop(columns=["median_days", *ends], errors="ignore").set_index("patient")
-    if any(set(table["patient"]) != set(first.index) for table in tables):
-        raise ValueError("expected predictions of several models for the same patients, got different ones")
-    risks = ("log_risk", "risk_")
-    predicted = [name for name in first.columns if name.endswith(("_predicted", "_spread")) or name.startswith(risks)]
-    aligned = [table.set_index("patient").loc[first.index, predicted].astype(float) for table in tables]
-    mean = sum(aligned[1:], start=aligned[0]) / len(aligned)
-    return first.assign(**{name: mean[name] for name in predicted}).reset_index()
 
 
 def _same_plan(path: Path, plan: Plan, names: Sequence[str], settings: dict[str, Any]) -> None:
@@ -242,64 +221,35 @@ def _run(plan: Plan, kind: str, place: Path) -> None:
         raise ChildProcessError(f"{place.name}, {kind}: {told.removeprefix('error: ')} (all of it: {place / kind}.log)")
 
 
-def _table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=_TEXTS)
-
-
 def _others(names: Sequence[str], test: str) -> Iterator[str]:
     """The folds behind one, in turn, without end: that which chooses the epoch in each run that tests the one."""
     at = names.index(test)
     return itertools.cycle([*names[at + 1 :], *names[:at]])
 
 
-def _targets(table: pd.DataFrame) -> list[str]:
-    return [name.removesuffix("_predicted") for name in table.columns if name.endswith("_predicted")]
-
-
-def _report(table: pd.DataFrame, out: Path) -> None:
-    metrics: dict[str, Any] = {}
+def _report(table: PredictionsTable, out: Path) -> None:
+    metrics = _survival(table) if table.is_time_to_event else {}
     sections = []
-    for target in _targets(table):
+    for target in table.targets:
         metrics |= summarise(table, target)
-    if "log_risk" in table.columns:
-        metrics |= _survival(table)
     _write_json(out / "metrics.json", metrics)
-    for target in _targets(table):
-        means = {fold: table[target][table["fold"] != fold].mean() for fold in table["fold"].unique()}
-        mean = table["fold"].map(means).to_numpy(np.float64)
-        sections += evaluation_sections(out, target, baselines={"Mean of the patients of other folds": mean})
+    for target in table.targets:
+        measured, means = table.measured(target), np.empty(len(table))
+        for fold in set(table.fold):
+            mine = table.fold == fold
+            means[mine] = np.nanmean(measured[~mine])
+        baselines = {"Mean of the patients of other folds": means}
+        sections += evaluation_sections(table, out, target, baselines=baselines)
     if sections:
         write_report(out / "report.html", title="Cross-validation", sections=sections)
 
 
-def log_hazard(table: pd.DataFrame) -> Array:
-    """The log cumulative hazard ``(P,)`` at the last horizon: a risk that compares between the models of folds.
-
-    Their log risks do not: each has its own zero.
-
-    Args:
-        table: predictions of a time to event, with ``risk_<day>``.
-    """
-    last = [name for name in table.columns if name.startswith("risk_")][-1]
-    chance = np.clip(1 - table[last].to_numpy(np.float64), 1e-12, 1 - 1e-12)
-    return np.asarray(np.log(-np.log(chance)))
-
-
-def _survival(table: pd.DataFrame) -> dict[str, Any]:
+def _survival(table: PredictionsTable) -> dict[str, Any]:
     """What ``metrics.json`` holds of a time to event."""
-    names = list(table.columns)
-    time, event = names[names.index("log_risk") - 2 : names.index("log_risk")]
-    days = [float(name.removeprefix("risk_")) for name in names if name.startswith("risk_")]
-    chance = 1 - table[[f"risk_{day:g}" for day in days]].to_numpy(np.float64)
-    label = table[[time, event]].to_numpy(np.float64)
-    found = survival_metrics(Forecast(log_hazard(table), days, chance), label)
+    found = survival_metrics(Forecast(table.log_hazard, table.horizons, 1 - table.risks), table.label)
     numbers = {name: {key: None if np.isnan(v) else v for key, v in asdict(e).items()} for name, e in found.items()}
-    return {time: {"unit": "d", "patients": len(table), "events": int(label[:, 1].sum()), **numbers}}
-
-
-def _write(table: pd.DataFrame, path: Path) -> None:
-    with atomic_write(path) as unfinished:
-        table.to_csv(unfinished, index=False, float_format="%.7g")
+    events = int(table.label[:, 1].sum())
+    return {table.outcome[0]: {"unit": "d", "patients": len(table), "events": events, **numbers}}
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -23,7 +23,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pydicom
 import torch
 from monai.transforms import Compose, LoadImaged, NormalizeIntensityd, Orientationd
@@ -37,6 +36,7 @@ from monai_mvreg.metrics.bootstrap import Estimate
 from monai_mvreg.metrics.regression import cohort_metrics
 from monai_mvreg.report.evaluation import evaluation_sections, figure_scans
 from monai_mvreg.report.page import Section, write_report
+from monai_mvreg.results.predictions_table import PredictionsTable
 from monai_mvreg.scans.reader import ScanReader
 
 logger = logging.getLogger(__name__)
@@ -273,15 +273,14 @@ def _write_report(folder: Path, table: Path) -> DemoResult:
     columns = Columns(day="day", target=("growth",), unit="unit", fold="fold")
     cohort = read_cohort(str(table), columns, images=str(table.parent))
     training = [patient.target[0] for patient in leave_out(cohort, [_VALIDATION, _TEST])]
-    all_scans, newest = (
-        pd.read_csv(place / "predictions.csv", dtype={"patient": str}) for place in (folder, folder / "newest_scan")
-    )
-    measured = all_scans["growth"].to_numpy(np.float64)
+    all_scans, newest = (PredictionsTable.read(place / "predictions.csv") for place in (folder, folder / "newest_scan"))
+    measured = all_scans.measured("growth")
+    by_newest = dict(zip(newest.patient, newest.predicted("growth"), strict=True))
     baselines = {
-        "Newest scan alone": newest.set_index("patient")["growth_predicted"][all_scans["patient"]].to_numpy(np.float64),
+        "Newest scan alone": np.array([by_newest[patient] for patient in all_scans.patient]),
         "Mean of the training patients": np.full(len(measured), np.mean(training)),
     }
-    own = cohort_metrics(all_scans["growth_predicted"].to_numpy(np.float64), measured)
+    own = cohort_metrics(all_scans.predicted("growth"), measured)
     errors = {name: cohort_metrics(values, measured)["mae"] for name, values in baselines.items()}
     scans = sum(len(patient.scans) for patient in cohort.patients)
     about = (
@@ -294,25 +293,26 @@ def _write_report(folder: Path, table: Path) -> DemoResult:
         "real lesion is not so kind: these numbers show that the way from files to report works, and say nothing about "
         "its use in any disease."
     )
-    sections = evaluation_sections(folder, "growth", baselines=baselines)
+    sections = evaluation_sections(all_scans, folder, "growth", baselines=baselines)
     page = [Section("A synthetic cohort", about), *sections[:2], _one_patient(cohort, all_scans), *sections[2:]]
     report = write_report(folder / "report.html", title="Demo: the growth rate of a lesion", sections=page)
     return DemoResult(report, len(measured), {"All scans with their dates": own["mae"], **errors}, own["r2"])
 
 
-def _one_patient(cohort: Cohort, predictions: pd.DataFrame) -> Section:
+def _one_patient(cohort: Cohort, predictions: PredictionsTable) -> Section:
     """The test patient with most scans (the first of several), sliced where the lesion is, as the network sees it."""
-    row = predictions.iloc[int(predictions["scans"].to_numpy().argmax())]
-    patient = next(patient for patient in cohort.patients if patient.key == row["patient"])
+    row = int(predictions.scans.argmax())
+    patient = next(patient for patient in cohort.patients if patient.key == predictions.patient[row])
     # Spacing and size are those of demo.yaml already.
     read = LoadImaged("image", reader=ScanReader(), ensure_channel_first=True)
     load = Compose([read, Orientationd("image", "RAS", labels=None), NormalizeIntensityd("image")])
     volumes = [np.asarray(load({"image": scan})["image"][0]) for scan in patient.scans]
     bright = np.stack(volumes) > np.percentile(volumes, 97)
     plane = int(bright.sum((0, 1, 2)).argmax())
-    days, weights = ([float(number) for number in str(row[name]).split(";")] for name in ("days", "weights"))
+    days, weights = predictions.days[row], predictions.weights[row]
+    measured, predicted = predictions.measured("growth")[row], predictions.predicted("growth")[row]
     text = (
-        f"Measured growth {row['growth']:.1f} {UNIT}, predicted {row['growth_predicted']:.1f} {UNIT}, from "
+        f"Measured growth {measured:.1f} {UNIT}, predicted {predicted:.1f} {UNIT}, from "
         f"{len(days)} scans over {max(days) - min(days):.0f} days."
     )
     caption = (

@@ -172,7 +172,7 @@ def _use(run: RunRecord) -> Section:
 
 
 def _out_of_scope(run: RunRecord) -> Section:
-    if len(run.known):
+    if run.known is not None:
         section = must_not(run.known, run.target[0], unit=run.unit, time=run.survival)
         return replace(section, title=tripod.NOT_USE)
     text = f"{RESEARCH} Without an evaluation there is no use in which the model was shown to hold."
@@ -182,15 +182,15 @@ def _out_of_scope(run: RunRecord) -> Section:
 def _results(run: RunRecord) -> list[Section]:
     """The parts of the evaluation's report, but for what the card says elsewhere."""
     found: list[Section] = []
-    if run.evaluation is None:
+    if run.evaluation is None or run.table is None:
         return found
-    if "log_risk" in run.table:
-        target, stored = [run.target[0], *run.event], run.metrics[run.target[0]]
+    if run.table.is_time_to_event:
+        stored = run.metrics[run.target[0]]
         if "d_calibration_p" not in stored:
             return [_table_of(stored)]
         days = [float(key.removeprefix("auc_")) for key in stored if key.startswith("auc_")]
         baseline = read_part(Baseline, run.models / "survival.json")
-        found = survival_sections(run.table, baseline, stored, target=target, horizons=days)
+        found = survival_sections(run.table, baseline, stored, horizons=days)
     else:
         for name in run.target:
             mean = run.training.get("patients", {}).get("training", {}).get("target", {}).get(name, {}).get("mean")
@@ -199,7 +199,7 @@ def _results(run: RunRecord) -> list[Section]:
                 if mean is None or run.learned_from
                 else {"Mean of the training patients": np.full(len(run.table), mean)}
             )
-            parts = evaluation_sections(run.evaluation, name, baselines=known)
+            parts = evaluation_sections(run.table, run.evaluation, name, baselines=known)
             several = len(run.target) > 1
             found += [replace(part, title=f"{name}: {part.title.lower()}") if several else part for part in parts]
     said_elsewhere = ("what the model must not be used for", "limits", "training")
@@ -238,7 +238,7 @@ def _metrics(run: RunRecord) -> str:
 
 
 def _factors(run: RunRecord) -> str:
-    groups = list(dict.fromkeys(name.removeprefix("group_") for name in run.table.columns if name.startswith("group_")))
+    groups = run.table.groups if run.table is not None else {}
     told = ", ".join([*groups, "number of scans", "days from the first scan to the last", "fold"])
     saw = run.domain
     modalities = ", ".join(saw.get("modalities", [])) or UNRECORDED
@@ -253,7 +253,7 @@ def _factors(run: RunRecord) -> str:
 
 
 def _ethics(run: RunRecord) -> str:
-    groups = [name.removeprefix("group_") for name in run.table.columns if name.startswith("group_")]
+    groups = run.table.groups if run.table is not None else {}
     told = (
         f"Errors were told apart by {', '.join(groups)}"
         if groups
@@ -273,7 +273,7 @@ def _caveats(run: RunRecord) -> str:
     caveats = [
         f"{learned} patients were learned from: how good it would be with more is not known." if learned else "",
         f"One training, with seed {run.training['seed']}: another would give other numbers." if run.training else "",
-        whose(run) if len(run.known) else "The model was not evaluated.",
+        whose(run) if run.known is not None else "The model was not evaluated.",
         "All scans were prepared in one way; scans that were not, or of another kind, are outside what it learned.",
         "The model was not updated after its evaluation."
         + (" Chances come from curves fitted on the validation patients." if run.survival else ""),

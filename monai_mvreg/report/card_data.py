@@ -13,7 +13,7 @@ import yaml
 
 from monai_mvreg.report import tripod
 from monai_mvreg.report.page import Section, rounded
-from monai_mvreg.results.levels import days_spanned
+from monai_mvreg.results.predictions_table import PredictionsTable
 from monai_mvreg.trained.training_record import describe_group, quantiles_of, spread_of
 from monai_mvreg.trained.weights import weights_file
 
@@ -31,7 +31,7 @@ class RunRecord:
         metadata: of the bundle; may be empty.
         evaluation: the folder of the evaluation, or None.
         metrics: of the evaluation.
-        table: its predictions, one row per patient.
+        table: its predictions; None without an evaluation.
         answers: what the authors say, by item of TRIPOD+AI.
         domain: what the training scans were; empty where that was not recorded.
     """
@@ -42,14 +42,14 @@ class RunRecord:
     metadata: dict[str, Any]
     evaluation: Path | None
     metrics: dict[str, Any]
-    table: pd.DataFrame
+    table: PredictionsTable | None
     answers: dict[str, str]
     domain: dict[str, Any]
 
     @property
     def survival(self) -> bool:
         """Whether it is a time to an event."""
-        return "log_risk" in self.table or bool(self.settings.get("horizons"))
+        return (self.table is not None and self.table.is_time_to_event) or bool(self.settings.get("horizons"))
 
     @property
     def target(self) -> list[str]:
@@ -57,26 +57,21 @@ class RunRecord:
         return list(self.settings["target"])
 
     @property
-    def event(self) -> list[str]:
-        """The column of the event, if there is one: it stands before the log risk."""
-        names = list(self.table.columns)
-        return [names[names.index("log_risk") - 1]] if "log_risk" in names else []
-
-    @property
     def unit(self) -> str:
         """Of the targets, ``"1"`` for none."""
         return "d" if self.survival else str(self.settings.get("unit", "1"))
 
     @property
-    def known(self) -> pd.DataFrame:
-        """The evaluated patients with a measured value."""
-        return self.table[self.table[self.target[0]].notna()] if self.target[0] in self.table else self.table
+    def known(self) -> PredictionsTable | None:
+        """The evaluated patients with a measured value; None if there are none."""
+        known = None if self.table is None else self.table.known(self.target[0])
+        return known if known is not None and len(known) else None
 
     @property
     def learned_from(self) -> bool:
         """Whether some evaluated folds were learned from by this model, as in a cross-validation."""
         folds = self.training.get("patients", {}).get("training", {}).get("folds", {})
-        return "fold" in self.table and bool(set(self.known["fold"]) & set(folds))
+        return self.known is not None and bool(set(self.known.fold) & set(folds))
 
 
 def read_record(models: Path, *, evaluation: Path | None, metadata: Path | None, answers: Path | None) -> RunRecord:
@@ -84,13 +79,12 @@ def read_record(models: Path, *, evaluation: Path | None, metadata: Path | None,
     weights_file(models)
     if not (models / "settings.json").is_file():
         raise FileNotFoundError(f"expected a trained model in {models}, found no settings.json")
-    table, metrics = pd.DataFrame(), {}
+    table, metrics = None, {}
     if evaluation is not None:
-        texts = {name: str for name in ("patient", "fold", "unit", "days", "weights")}
         for name in ("predictions.csv", "metrics.json"):
             if not (evaluation / name).is_file():
                 raise FileNotFoundError(f"expected an evaluation in {evaluation}, found no {name}")
-        table, metrics = pd.read_csv(evaluation / "predictions.csv", dtype=texts), _json(evaluation / "metrics.json")
+        table, metrics = PredictionsTable.read(evaluation / "predictions.csv"), _json(evaluation / "metrics.json")
     said = yaml.safe_load(answers.read_text(encoding="utf-8")) or {} if answers is not None else {}
     if not isinstance(said, Mapping):
         raise ValueError("answers: expected a text for each item, such as 5b: 2011 to 2019, got something else")
@@ -137,21 +131,18 @@ def training_data(run: RunRecord) -> Section:
 def evaluation_data(run: RunRecord) -> Section:
     """Patients of the evaluation, beside those of the training."""
     known = run.known
-    if known.empty:
+    if known is None:
         return Section(tripod.EVALUATION, "There is no evaluation.")
-    names = [name for name in [*run.target, *run.event] if name in known]
+    names = known.outcome if known.is_time_to_event else known.targets
     found: dict[str, Any] = {
         "patients": len(known),
-        "target": {name: spread_of(known[name]) for name in names},
-        "groups": {
-            n.removeprefix("group_"): describe_group(known[n]) for n in map(str, known) if n.startswith("group_")
-        },
+        "target": {name: spread_of(known.measured(name)) for name in names},
+        "groups": {name: describe_group(pd.Series(column)) for name, column in known.groups.items()},
+        "scans": int(known.scans.sum()),
+        "scans_per_patient": quantiles_of(known.scans),
+        "days_spanned": quantiles_of(known.days_spanned),
     }
-    if "scans" in known:
-        found |= {"scans": int(known["scans"].sum()), "scans_per_patient": quantiles_of(known["scans"])}
-    if "days" in known:
-        found["days_spanned"] = quantiles_of(known["days"].map(days_spanned))
-    folds = known["fold"].astype(str).value_counts().sort_index()
+    folds = pd.Series(known.fold).value_counts().sort_index()
     said = ", ".join(f"{fold} ({count})" for fold, count in folds.items())
     text = f"Folds (patients): {said}. {whose(run)}"
     parts = [run.training["patients"]["training"]] if run.training.get("patients") else []
@@ -162,7 +153,7 @@ def evaluation_data(run: RunRecord) -> Section:
 
 def whose(run: RunRecord) -> str:
     """How far the evaluated patients were from the training."""
-    parts, folds = run.training.get("patients"), set(run.known["fold"])
+    parts, folds = run.training.get("patients"), set() if run.known is None else set(run.known.fold)
     if not parts:
         return "Whether the training saw these patients is not recorded."
     if run.learned_from:

@@ -30,6 +30,7 @@ from monai_mvreg.metrics.regression import (
 from monai_mvreg.metrics.smooth import CalibrationCurve
 from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, must_not, rounded, span, value, write_report
 from monai_mvreg.report.subgroups import error_subgroups
+from monai_mvreg.results.predictions_table import PredictionsTable
 
 _log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float64]
@@ -56,71 +57,64 @@ _LIMITS = (
 )
 
 
-def summarise(predictions: pd.DataFrame, target: str) -> dict[str, Any]:
+def summarise(predictions: PredictionsTable, target: str) -> dict[str, Any]:
     """What ``metrics.json`` holds: the metrics of one target with 95 % intervals over patients.
 
     Args:
-        predictions: one row per patient, columns ``patient``, ``<target>``, ``<target>_predicted`` and ``unit``.
-            Rows without a measured value are left out and counted.
-        target: name of the column with the measured values.
+        predictions: of the patients. Rows without a measured value are left out and counted.
+        target: its name.
 
     Returns:
         ``{target: {"unit", "patients", "left_out", "mae": {"value", "low", "high"}, ...}}``, ready for ``json.dumps``:
-        a number that does not exist is None. With columns ``<target>_low`` and ``<target>_high`` also the coverage and
-        width of these intervals.
+        a number that does not exist is None. Where all have prediction intervals also their coverage and width.
 
     Raises:
-        ValueError: if a column is missing, a patient has two rows, units differ, a measured value has no prediction,
-            or fewer than 2 patients have a measured value.
+        ValueError: if there is no such target, a measured value has no prediction, or fewer than 2 patients have a
+            measured value.
 
     Example:
-        >>> table = {"patient": ["a", "b"], "ef": [50.0, 60.0], "ef_predicted": [52.0, 60.0], "unit": ["%", "%"]}
-        >>> summarise(pd.DataFrame(table), "ef")["ef"]["mae"]["value"]
+        >>> cells = {"patient": ["a", "b"], "fold": "0", "ef": [50.0, 60.0], "ef_predicted": [52.0, 60.0], "unit": "%"}
+        >>> table = PredictionsTable(pd.DataFrame(cells | {"scans": 1, "days": "0", "weights": "1"}))
+        >>> summarise(table, "ef")["ef"]["mae"]["value"]
         1.0
     """
-    for column in ("patient", target, f"{target}_predicted", "unit"):
-        if column not in predictions:
-            raise ValueError(f"predictions: expected a column {column}, got {', '.join(map(str, predictions.columns))}")
-    known, unit = predictions[target].notna(), str(next(iter(predictions["unit"]), ""))
-    for wrong, message in (
-        (predictions["patient"].duplicated(), "one row per patient, got another one"),
-        (predictions["unit"].isna(), "a unit, got none"),
-        (predictions["unit"].astype(str) != unit, f"the unit {unit} of row 1, got another one"),
-        (known & predictions[f"{target}_predicted"].isna(), "a prediction for a measured value, got none"),
-    ):
-        if wrong.any():
-            raise ValueError(f"predictions row {int(wrong.to_numpy().argmax()) + 1}: expected {message}")
-    found: dict[str, Any] = {"unit": unit, "patients": int(known.sum()), "left_out": int((~known).sum())}
-    metrics = cohort_metrics(*_pairs(predictions, target))
-    if f"{target}_low" in predictions and predictions.loc[known, f"{target}_low"].notna().all():
-        ends = predictions.loc[known, [f"{target}_low", f"{target}_high", target]].to_numpy(np.float64).T
-        metrics |= interval_metrics(*ends)
+    measured, predicted = predictions.measured(target), predictions.predicted(target)
+    known = ~np.isnan(measured)
+    if len(wrong := np.flatnonzero(known & np.isnan(predicted))):
+        raise ValueError(f"predictions row {wrong[0] + 1}: expected a prediction for a measured value, got none")
+    found: dict[str, Any] = {"unit": predictions.unit, "patients": int(known.sum()), "left_out": int((~known).sum())}
+    metrics = cohort_metrics(predicted[known], measured[known])
+    ends = predictions.known(target).interval(target)
+    if ends is not None and not np.isnan(ends).any():
+        metrics |= interval_metrics(*ends, measured[known])
     for name, estimate in metrics.items():
         found[name] = {key: None if math.isnan(number) else number for key, number in asdict(estimate).items()}
     return {target: found}
 
 
-def evaluation_sections(folder: Path, target: str, *, baselines: Mapping[str, Array] | None = None) -> list[Section]:
+def evaluation_sections(
+    predictions: PredictionsTable, folder: Path, target: str, *, baselines: Mapping[str, Array] | None = None
+) -> list[Section]:
     """The parts of an evaluation's report: numbers in plain words, comparisons, figures and limits.
 
     Args:
-        folder: holds ``predictions.csv``, ``metrics.json`` and, where there was training, ``history.csv``.
-        target: name of the column with the measured values.
-        baselines: name -> prediction ``(P,)`` in target units, in the order of ``predictions.csv``; each is compared
-            with the model on the same patients. None compares with nothing.
+        predictions: of the evaluated patients.
+        folder: holds ``metrics.json`` of these predictions and, where there was training, ``history.csv``.
+        target: its name.
+        baselines: name -> prediction ``(P,)`` in target units, in the order of the predictions; each is compared with
+            the model on the same patients. None compares with nothing.
 
     Raises:
-        FileNotFoundError: if ``predictions.csv`` or ``metrics.json`` is missing.
+        FileNotFoundError: if ``metrics.json`` is missing.
         ValueError: as :func:`summarise`, or if ``metrics.json`` was made from other predictions, or a baseline does
             not have one finite value for each patient.
     """
-    predictions = pd.read_csv(folder / "predictions.csv", dtype={"patient": str, "unit": str})
     stored = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get(target)
     now = summarise(predictions, target)[target]
     if stored is None or not math.isclose(stored["mae"]["value"], now["mae"]["value"], rel_tol=1e-6):
         raise ValueError(f"metrics.json: expected the metrics of {target} in predictions.csv, got other ones")
-    (predicted, measured), unit = _pairs(predictions, target), stored["unit"]
-    known = predictions[predictions[target].notna()]
+    known, unit = predictions.known(target), stored["unit"]
+    predicted, measured = known.predicted(target), known.measured(target)
     sections = [_summary(stored, limits_of_agreement(predicted, measured))]
     if baselines:
         sections.append(_comparison(predictions, target, baselines))
@@ -150,11 +144,11 @@ def write_evaluation(folder: str, target: Sequence[str], *, training_mean: Seque
 
     Args:
         folder: holds ``predictions.csv`` and, where there was training, ``history.csv``.
-        target: names of the columns with the measured values.
+        target: names of the targets.
         training_mean: mean of each target over the training patients, which the model is compared with.
     """
     place = Path(folder)
-    predictions = pd.read_csv(place / "predictions.csv", dtype={"patient": str, "unit": str})
+    predictions = PredictionsTable.read(place / "predictions.csv")
     metrics: dict[str, Any] = {}
     for name in target:
         metrics |= summarise(predictions, name)
@@ -162,7 +156,7 @@ def write_evaluation(folder: str, target: Sequence[str], *, training_mean: Seque
     sections: list[Section] = []
     for name, mean in zip(target, training_mean, strict=True):
         baselines = {"Mean of the training patients": np.full(len(predictions), mean)}
-        parts = evaluation_sections(place, name, baselines=baselines)
+        parts = evaluation_sections(predictions, place, name, baselines=baselines)
         if len(target) > 1:
             parts = [replace(part, title=f"{name}: {part.title.lower()}") for part in parts]
         sections += parts
@@ -178,7 +172,7 @@ def write_evaluation(folder: str, target: Sequence[str], *, training_mean: Seque
             r2_.low,
             r2_.high,
             metrics[name]["patients"],
-            (predictions[name] - mean).abs().mean(),
+            np.nanmean(np.abs(predictions.measured(name) - mean)),
         )
     _log.info(
         "report: %s", write_report(place / "report.html", title=f"Prediction of {', '.join(target)}", sections=sections)
@@ -302,13 +296,16 @@ def _summary(stored: dict[str, Any], limits: tuple[float, float, float]) -> Sect
     return Section("Summary", text, table=pd.DataFrame(cells, columns=["Measure", "Value", "95 % interval"]))
 
 
-def _comparison(predictions: pd.DataFrame, target: str, baselines: Mapping[str, Array]) -> Section:
-    (predicted, measured), unit = _pairs(predictions, target), str(predictions["unit"].iloc[0])
+def _comparison(predictions: PredictionsTable, target: str, baselines: Mapping[str, Array]) -> Section:
+    known, unit = ~np.isnan(predictions.measured(target)), predictions.unit
+    predicted, measured = predictions.predicted(target)[known], predictions.measured(target)[known]
     cells = [("Model", value(mean_absolute_error(predicted, measured), unit), "", "")]
     verdicts = []
     for name, values in baselines.items():
+        if np.shape(values) != known.shape:
+            raise ValueError(f"baseline {name}: expected {len(known)} values, got shape {np.shape(values)}")
+        baseline = np.asarray(values, dtype=np.float64)[known]
         try:
-            baseline, _ = _pairs(predictions.assign(**{f"{target}_predicted": np.asarray(values)}), target)
             gap = difference(predicted, baseline, measured)
         except ValueError as error:
             raise ValueError(f"baseline {name}: {error}") from error
@@ -322,12 +319,6 @@ def _comparison(predictions: pd.DataFrame, target: str, baselines: Mapping[str, 
     )
     columns = ["Prediction", "Mean absolute error", "Model minus this", "95 % interval"]
     return Section("Comparison", text, table=pd.DataFrame(cells, columns=columns))
-
-
-def _pairs(predictions: pd.DataFrame, target: str) -> tuple[Array, Array]:
-    """Predicted and measured values of the patients with a measured value."""
-    known = predictions[predictions[target].notna()]
-    return known[f"{target}_predicted"].to_numpy(np.float64), known[target].to_numpy(np.float64)
 
 
 def _estimate(stored: Mapping[str, float | None]) -> Estimate:

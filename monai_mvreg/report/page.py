@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from monai_mvreg.metrics.bootstrap import Estimate
+from monai_mvreg.results.predictions_table import PredictionsTable
 
 INK, QUIET = "#1f4e79", "#4a4a4a"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -211,23 +212,22 @@ def _long(table: pd.DataFrame) -> list[bool]:
     return [any(isinstance(cell, str) and len(cell) > 30 for cell in table[name]) for name in table]
 
 
-def must_not(table: pd.DataFrame, target: str, *, unit: str, time: bool) -> Section:
+def must_not(table: PredictionsTable, target: str, *, unit: str, time: bool) -> Section:
     """Name the uses that the evaluation does not support.
 
     Args:
-        table: predictions of patients with a measured value, with ``scans`` and ``days`` where these are known.
-        target: name of the column with the measured values.
+        table: predictions of patients with a measured value.
+        target: its name.
         unit: its unit, ``"1"`` for none.
         time: true for a time to an event.
     """
-    low, high = (value(float(end), unit) for end in (table[target].min(), table[target].max()))
+    measured = table.measured(target)
+    low, high = (value(float(end), unit) for end in (measured.min(), measured.max()))
     seen = f"followed for {low} to {high}" if time else f"with values from {low} to {high}"
-    if "scans" in table:
-        few, many = int(table["scans"].min()), int(table["scans"].max())
-        seen += f", {few} scan{'s' * (few > 1)} each" if few == many else f", {few} to {many} scans each"
-    if "days" in table:
-        span = max(max(map(float, str(days).split(";"))) for days in table["days"])
-        seen += f", {rounded(span)} days at most from the first scan to the last" if span else ", all of one day"
+    few, many = int(table.scans.min()), int(table.scans.max())
+    seen += f", {few} scan{'s' * (few > 1)} each" if few == many else f", {few} to {many} scans each"
+    span = max(max(days) for days in table.days)
+    seen += f", {rounded(span)} days at most from the first scan to the last" if span else ", all of one day"
     alone = "A patient's number taken as certain: many lie further off than the mean error says."
     if time:
         alone = "Chances beyond the last horizon, or the median day of a patient: neither was judged."

@@ -1,7 +1,7 @@
 """Predictions -> the same for groups of patients: whose numbers are worse, and whether that can be chance.
 
-Groups are those of every column ``group_<name>`` of the table of predictions, of the number of scans, of the days from
-the first scan to the last, and of the folds. Columns with many numbers are cut into thirds. Values of fewer than 5
+Groups are those of every subgroup in the table of predictions, of the number of scans, of the days from the first scan
+to the last, and of the folds. Columns with many numbers are cut into thirds. Values of fewer than 5
 patients are taken together, so that nobody is shown alone.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,8 @@ from monai_mvreg.metrics.bootstrap import Array, Estimate
 from monai_mvreg.metrics.groups import group_means, groups_apart
 from monai_mvreg.metrics.survival import concordance_with_interval
 from monai_mvreg.report.page import FEW, INK, QUIET, Section, calm, rounded, span
-from monai_mvreg.results.levels import LEAST, days_spanned, levels_of
-
-_NAMED = "group_"
+from monai_mvreg.results.levels import LEAST, levels_of
+from monai_mvreg.results.predictions_table import PredictionsTable
 
 
 @dataclass(frozen=True)
@@ -50,24 +50,19 @@ class Subgroups:
         return [int(size) for size in self.members.sum(1)]
 
 
-def find_subgroups(table: pd.DataFrame) -> Subgroups:
+def find_subgroups(table: PredictionsTable) -> Subgroups:
     """Sort patients into groups, of at least 5 each; what has only one such group is left out.
 
     Args:
-        table: predictions, one row per patient.
+        table: predictions of the patients.
     """
-    columns = {name.removeprefix(_NAMED): table[name] for name in table.columns if name.startswith(_NAMED)}
-    if "scans" in table:
-        columns["scans"] = table["scans"]
-    if "days" in table:
-        columns["days spanned"] = table["days"].map(days_spanned)
-    if "fold" in table:
-        columns["fold"] = table["fold"]
+    columns: dict[str, npt.NDArray[Any]] = {**table.groups, "scans": table.scans}
+    columns |= {"days spanned": table.days_spanned, "fold": table.fold}
     factors: list[str] = []
     levels: list[str] = []
     members = []
     for factor, column in columns.items():
-        found = levels_of(column)
+        found = levels_of(pd.Series(column))
         if len(found) > 1:
             factors += [factor] * len(found)
             levels += found
@@ -75,18 +70,18 @@ def find_subgroups(table: pd.DataFrame) -> Subgroups:
     return Subgroups(tuple(factors), tuple(levels), np.array(members, dtype=bool).reshape(-1, len(table)))
 
 
-def error_subgroups(table: pd.DataFrame, target: str, *, unit: str) -> Section:
+def error_subgroups(table: PredictionsTable, target: str, *, unit: str) -> Section:
     """Errors of one target by groups of patients, with 95 % intervals over the patients of each.
 
     Args:
         table: predictions of patients with a measured value.
-        target: name of the column with the measured values.
+        target: its name.
         unit: its unit, ``"1"`` for none.
     """
     groups = find_subgroups(table)
     if not groups.factors:
         return _nothing()
-    apart = (table[f"{target}_predicted"] - table[target]).to_numpy(np.float64)
+    apart = table.predicted(target) - table.measured(target)
     values = {"Mean absolute error": np.abs(apart), "Bias": apart}
     found = group_means(values, groups.members)
     p = groups_apart(np.stack(list(values.values()), 1), groups.members)
@@ -99,7 +94,7 @@ def error_subgroups(table: pd.DataFrame, target: str, *, unit: str) -> Section:
     return _section(groups, cells, p, figure, what="mean absolute error and bias (predicted minus measured)")
 
 
-def risk_subgroups(table: pd.DataFrame, risk: Array, *, label: Array, expected: Array) -> Section:
+def risk_subgroups(table: PredictionsTable, risk: Array, *, label: Array, expected: Array) -> Section:
     """Truth and order of the predicted risk by groups of patients, with 95 % intervals over the patients of each.
 
     Args:

@@ -31,6 +31,7 @@ from monai_mvreg.metrics.survival import (
 from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, must_not, rounded, span, write_report
 from monai_mvreg.report.subgroups import risk_subgroups
 from monai_mvreg.results.calibration import Baseline, fit_baseline, read_part, write_part
+from monai_mvreg.results.predictions_table import PredictionsTable
 
 _log = logging.getLogger(__name__)
 _GROUPS = ("lowest third of risk", "middle third", "highest third")
@@ -52,23 +53,24 @@ def fit_curves(folder: str, curves: str, *, target: Sequence[str], horizons: Seq
         folder: holds ``predictions.csv`` of patients who were not trained on; chances are added to it.
         curves: the JSON file to write.
         target: names of the columns with time and event.
-        horizons: days for which chances are told.
+        horizons: days for which chances are told, increasing.
 
     Raises:
-        ValueError: if none of the patients has an event.
+        ValueError: if none of the patients has an event, or ``predictions.csv`` is of another time or event.
     """
-    table = _read(folder)
-    known = table[table[target[0]].notna()]
-    baseline = fit_baseline(known["log_risk"].to_numpy(np.float64), known[list(target)].to_numpy(np.float64))
+    table = _read(folder, target)
+    known = table.known(target[0])
+    baseline = fit_baseline(known.log_risk, known.label)
     write_part(baseline, curves)
-    risk = table["log_risk"].to_numpy(np.float64)
-    at = list(table.columns).index("log_risk") + 1
-    median = baseline.median_days(risk)
-    table.insert(at, "median_days", np.where(np.isfinite(median), median, np.nan))
-    for i, day in enumerate(horizons, start=1):
-        table.insert(at + i, f"risk_{day:g}", 1 - baseline.survival(risk, np.array([day]))[:, 0])
-    table.to_csv(Path(folder) / "predictions.csv", index=False, float_format="%.7g")
-    report_on(folder, curves, target=target, horizons=horizons)
+    risk = table.log_risk
+    chance = 1 - baseline.survival(risk, np.asarray(horizons, dtype=np.float64))
+    table = table.with_curves(
+        baseline.median_days(risk),
+        dict(zip(horizons, chance.T, strict=True)),
+        log_hazard=baseline.log_hazard(risk, horizons[-1]),
+    )
+    table.write(Path(folder) / "predictions.csv")
+    _report(table, baseline, Path(folder), horizons)
 
 
 def report_on(folder: str, curves: str, *, target: Sequence[str], horizons: Sequence[float]) -> None:
@@ -79,69 +81,71 @@ def report_on(folder: str, curves: str, *, target: Sequence[str], horizons: Sequ
         curves: what :func:`fit_curves` wrote.
         target: names of the columns with time and event.
         horizons: days at which chances are judged, increasing.
+
+    Raises:
+        ValueError: as :func:`summarise_risk`, or if ``predictions.csv`` is of another time or event.
     """
-    place, table, baseline = Path(folder), _read(folder), read_part(Baseline, curves)
-    found = summarise_risk(table, baseline, target=target, horizons=horizons)
-    (place / "metrics.json").write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
-    stored = found[target[0]]
+    _report(_read(folder, target), read_part(Baseline, curves), Path(folder), horizons)
+
+
+def _report(table: PredictionsTable, baseline: Baseline, folder: Path, horizons: Sequence[float]) -> None:
+    found = summarise_risk(table, baseline, horizons=horizons)
+    (folder / "metrics.json").write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
+    time, event = table.outcome
+    stored = found[time]
     _log.info(
         "%s: concordance %.3f [%.3f, %.3f], %d patients, %d events; D-calibration p %.3f",
-        target[0],
+        time,
         *(stored["harrell"][key] or math.nan for key in ("value", "low", "high")),
         stored["patients"],
         stored["events"],
         stored["d_calibration_p"],
     )
-    sections = survival_sections(table, baseline, stored, target=target, horizons=horizons)
-    title = f"Time to {target[1]}"
-    _log.info("report: %s", write_report(place / "report.html", title=title, sections=sections))
+    sections = survival_sections(table, baseline, stored, horizons=horizons)
+    _log.info("report: %s", write_report(folder / "report.html", title=f"Time to {event}", sections=sections))
 
 
-def summarise_risk(
-    table: pd.DataFrame, baseline: Baseline, *, target: Sequence[str], horizons: Sequence[float]
-) -> dict[str, Any]:
+def summarise_risk(table: PredictionsTable, baseline: Baseline, *, horizons: Sequence[float]) -> dict[str, Any]:
     """What ``metrics.json`` holds: the metrics of a time to event with 95 % intervals over patients.
 
     Args:
-        table: one row per patient, with time, event and ``log_risk``.
+        table: predictions of a time to event.
         baseline: the curves.
-        target: names of the columns with time and event.
         horizons: days at which chances are judged, increasing.
 
     Returns:
         ``{time: {"unit", "patients", "left_out", "events", "d_calibration_p", "harrell": {"value", "low", "high"},
         ...}}`` with the metrics of :func:`~monai_mvreg.metrics.survival.survival_metrics`; a number that does not exist
         is None.
+
+    Raises:
+        ValueError: if numbers were predicted, or no patient has a measured time.
     """
-    risk, label, left_out = _pairs(table, target)
+    known = _known(table)
+    risk, label = known.log_risk, known.label
     forecast = Forecast(risk, horizons, baseline.survival(risk, np.asarray(horizons, dtype=np.float64)))
     found: dict[str, Any] = {
-        **{"unit": "d", "patients": len(risk), "left_out": left_out, "events": int(label[:, 1].sum())},
+        **{"unit": "d", "patients": len(risk), "left_out": len(table) - len(known), "events": int(label[:, 1].sum())},
         "d_calibration_p": d_calibration(_own(baseline, risk, label), label),
     }
     for name, estimate in survival_metrics(forecast, label).items():
         found[name] = {key: None if math.isnan(value) else value for key, value in asdict(estimate).items()}
-    return {target[0]: found}
+    return {table.outcome[0]: found}
 
 
 def survival_sections(
-    table: pd.DataFrame,
-    baseline: Baseline,
-    stored: dict[str, Any],
-    *,
-    target: Sequence[str],
-    horizons: Sequence[float],
+    table: PredictionsTable, baseline: Baseline, stored: dict[str, Any], *, horizons: Sequence[float]
 ) -> list[Section]:
     """The parts of a report: numbers in plain words, the comparison with no model, curves and limits.
 
     Args:
-        table: one row per patient, with time, event and ``log_risk``.
+        table: predictions of a time to event.
         baseline: the curves.
         stored: the metrics of :func:`summarise_risk`.
-        target: names of the columns with time and event.
         horizons: days at which chances are judged, increasing.
     """
-    risk, label, _ = _pairs(table, target)
+    known = _known(table)
+    risk, label = known.log_risk, known.label
     days = np.asarray(horizons, dtype=np.float64)
     forecast = Forecast(risk, horizons, baseline.survival(risk, days))
     times, chance = kaplan_meier(label)
@@ -158,7 +162,6 @@ def survival_sections(
         "Share of the patients with the event by a day, among patients of about the same predicted chance, corrected "
         "for censoring. On the dashed line the chances are true."
     )
-    known = table[table[target[0]].notna()]
     expected = -np.log(np.maximum(_own(baseline, risk, label), 1e-12))
     return [
         _summary(stored, horizons),
@@ -167,7 +170,7 @@ def survival_sections(
         *_over_time(risk, label),
         Section("Calibration", "", figure_calibration(forecast, label), calibrated),
         risk_subgroups(known, risk, label=label, expected=expected),
-        must_not(known, target[0], unit="d", time=True),
+        must_not(known, table.outcome[0], unit="d", time=True),
         Section("Limits", _LIMITS),
     ]
 
@@ -321,18 +324,20 @@ def _comparison(apart: dict[str, Estimate], horizons: Sequence[float]) -> Sectio
     return Section("Comparison", text, table=pd.DataFrame(cells, columns=["Measure", "Difference", "95 % interval"]))
 
 
-def _pairs(table: pd.DataFrame, target: Sequence[str]) -> tuple[Array, Array, int]:
-    """Log risk and label of the patients with a measured time, and the number of the others."""
-    known = table[table[target[0]].notna()]
-    if known.empty:
+def _known(table: PredictionsTable) -> PredictionsTable:
+    """The patients with a measured time."""
+    known = table.known(table.outcome[0])
+    if not len(known):
         raise ValueError("predictions: expected patients with a measured time, got none")
-    label = known[list(target)].to_numpy(np.float64)
-    return known["log_risk"].to_numpy(np.float64), label, len(table) - len(known)
+    return known
 
 
-def _read(folder: str) -> pd.DataFrame:
-    text = {name: str for name in ("patient", "fold", "unit", "days", "weights")}
-    return pd.read_csv(Path(folder) / "predictions.csv", dtype=text)
+def _read(folder: str, target: Sequence[str]) -> PredictionsTable:
+    path = Path(folder) / "predictions.csv"
+    table = PredictionsTable.read(path)
+    if list(table.outcome) != list(target):
+        raise ValueError(f"{path}: expected predictions of {', '.join(target)}, got {', '.join(table.outcome)}")
+    return table
 
 
 def _estimate(stored: dict[str, float | None]) -> Estimate:

@@ -20,6 +20,8 @@ from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.metrics.survival import censoring_survival, risk_slope
 from monai_mvreg.networks.task import Task, TimeToEvent
 
+_LEAST_HAZARD = 1e-12  # cumulative, before the first event
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -50,6 +52,21 @@ class Baseline:
         """Day ``(P,)`` through which half of the patients of that risk have the event; infinite if it lies behind."""
         reached = np.searchsorted(self.hazard, math.log(2) * np.exp(-self._log_ratio(risk)))
         return np.concatenate([self.days, [np.inf]])[reached]
+
+    def log_hazard(self, risk: Array, day: float) -> Array:
+        """Give the log cumulative hazard ``(P,)`` through a day, from log risk ``(P,)``.
+
+        It orders patients as their risk does, also where their probability of the event rounds to 1. Before the first
+        event the cumulative hazard counts as 1e-12, not 0, so that this is finite.
+
+        Example:
+            >>> Baseline((100.0,), (0.5,), 1.0, 0.0).log_hazard(np.array([0.0, 60.0]), 365).round(4).tolist()
+            [-0.6931, 59.3069]
+        """
+        through = int(np.searchsorted(self.days, day, side="right"))
+        hazard = [0.0, *self.hazard][through]
+        ratio = self.slope * (np.asarray(risk, dtype=np.float64) - self.centre)
+        return np.asarray(ratio + math.log(max(hazard, _LEAST_HAZARD)))
 
     def _log_ratio(self, risk: Array) -> Array:
         # Beyond e^50 a chance is 0 or 1 whatever the hazard is.
@@ -82,6 +99,27 @@ def fit_baseline(risk: Array, label: Array) -> Baseline:
     from_here = np.cumsum(ratio[order][::-1])[::-1]
     at_risk = from_here[np.searchsorted(label[order, 0], days)]
     return Baseline(tuple(days.tolist()), tuple(np.cumsum(events / at_risk).tolist()), slope, centre)
+
+
+def mean_log_hazard(log_hazard: Array) -> Array:
+    r"""Log cumulative hazard of the mean survival of several models, :math:`\log(-\log \frac1K \sum_k e^{-e^{h_k}})`.
+
+    Args:
+        log_hazard: ``(K, P)``, of each model for each patient.
+
+    Returns:
+        ``(P,)``, calculated so that it neither saturates nor cancels.
+
+    Example:
+        >>> mean_log_hazard(np.array([[100.0, -100.0], [100.0, -100.0]])).tolist()
+        [100.0, -100.0]
+    """
+    least = log_hazard.min(axis=0)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        # The least hazard is taken out of the mean of probabilities; what remains of each may be infinite or 0.
+        beyond = np.where(log_hazard == least, 0.0, np.exp(least) * np.expm1(log_hazard - least))
+        rest = -np.log1p(np.mean(np.expm1(-beyond), axis=0))  # between 0 and log K
+        return np.asarray(np.logaddexp(least, np.log(rest)))
 
 
 @dataclass(frozen=True)

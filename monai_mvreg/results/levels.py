@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,23 +14,34 @@ _LEVELS = 6  # numbers that stand for themselves; more are cut into thirds
 UNKNOWN, _OTHERS = "unknown", "others"
 
 
-def levels_of(column: pd.Series[str]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Patients by value, where there are at least 5 of each; the rest together."""
+def levels_of(column: pd.Series[Any]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Sort patients by value, at least 5 of each; the rest are together, and so are those without a value.
+
+    Args:
+        column: texts or numbers ``(P,)``. A text is a level as it stands: "007" is not "7", and "NA" is known.
+
+    Returns:
+        Level -> ``(P,)``, true for its patients: texts in their order, numbers in theirs, then ``others`` and
+        ``unknown``. Of more than 6 numbers the levels are thirds.
+
+    Example:
+        >>> {level: int(rows.sum()) for level, rows in levels_of(pd.Series(["NA"] * 5 + ["EU"] * 6 + [""] * 5)).items()}
+        {'EU': 6, 'NA': 5, 'unknown': 5}
+    """
     numbers = pd.to_numeric(column, errors="coerce")
     known = column.notna() & (column.astype(str).str.strip() != "")
-    if numbers[known].notna().all() and numbers.nunique() > _LEVELS:
+    numeric = bool(numbers[known].notna().all())
+    if numeric and numbers.nunique() > _LEVELS:
         named = _thirds(numbers)
     else:
-        # A column of whole numbers with gaps is read as decimals.
-        texts = numbers.map("{:g}".format) if numbers[known].notna().all() else column.astype(str)
-        named = {text: (texts == text).to_numpy() for text in texts[known].unique()}
-        order = sorted(named, key=lambda text: (float(text) if numbers[known].notna().all() else 0.0, text))
-        named = {text: named[text] & known.to_numpy() for text in order}
+        texts = column.map("{:g}".format) if pd.api.types.is_numeric_dtype(column) else column.astype(str)
+        order = sorted(texts[known].unique(), key=lambda text: (float(text) if numeric else 0.0, text))
+        named = {text: (texts == text).to_numpy() & known.to_numpy() for text in order}
     found = {text: mine for text, mine in named.items() if mine.sum() >= LEAST}
     others = known.to_numpy() & ~np.any([np.zeros(len(column), bool), *found.values()], axis=0)
     for text, mine in ((_OTHERS, others), (UNKNOWN, ~known.to_numpy())):
         if mine.sum() >= LEAST:
-            found[text] = mine
+            found[text] = found.get(text, np.zeros(len(column), bool)) | mine  # it may be a value of the column too
     return found
 
 
@@ -40,9 +52,3 @@ def _thirds(numbers: pd.Series[float]) -> dict[str, npt.NDArray[np.bool_]]:
     for low, high in itertools.pairwise(edges):
         named[f"over {low:g}, up to {high:g}"] = ((numbers > low) & (numbers <= high)).to_numpy()
     return named | {f"over {edges[-1]:g}": (numbers > edges[-1]).to_numpy()}
-
-
-def days_spanned(days: object) -> float:
-    """Days from the first scan to the last, of a cell of the column ``days``."""
-    numbers = [float(day) for day in str(days).split(";")]
-    return max(numbers) - min(numbers)

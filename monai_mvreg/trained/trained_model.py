@@ -17,6 +17,7 @@ from monai.transforms import Compose
 from monai_mvreg.networks.multiscan import MultiScanNet
 from monai_mvreg.networks.task import Task, TimeToEvent
 from monai_mvreg.results.calibration import Baseline, Interval, read_intervals, read_part
+from monai_mvreg.results.predictions_table import PredictionsTable
 from monai_mvreg.trained.moved_names import with_current_names
 from monai_mvreg.trained.training_domain import Domain, read_domain
 from monai_mvreg.trained.weights import read_weights, set_weights, weights_file, weights_hash
@@ -140,17 +141,21 @@ def read_residuals(models: Path, target: Sequence[str]) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: if the cross-validation is not finished.
+        ValueError: if ``predictions.csv`` is not a table of these targets.
     """
     if (models / "residuals.csv").is_file():
-        return pd.read_csv(models / "residuals.csv", dtype={"fold": str}, float_precision="round_trip")
+        # A fold may be called NA.
+        found = pd.read_csv(models / "residuals.csv", dtype=str, keep_default_na=False)
+        for name in found.columns.drop("fold"):
+            found[name] = [float(cell or "nan") for cell in found[name]]
+        return found
     if not (models / "predictions.csv").is_file():
         raise FileNotFoundError(f"expected a finished cross-validation in {models}, found no predictions.csv")
-    known = pd.read_csv(models / "predictions.csv", dtype={"fold": str})
-    found = known[["fold"]].copy()
-    for name in target:
-        if f"{name}_predicted" in known:  # not of a time to event
-            found[name] = (known[name] - known[f"{name}_predicted"]) / known.get(f"{name}_spread", 1.0)
-    return found
+    known = PredictionsTable.read(models / "predictions.csv")
+    columns: dict[str, Any] = {"fold": known.fold}
+    if not known.is_time_to_event:
+        columns |= {name: (known.measured(name) - known.predicted(name)) / known.spread(name) for name in target}
+    return pd.DataFrame(columns)
 
 
 def _settings(place: Path) -> dict[str, Any]:

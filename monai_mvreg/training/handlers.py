@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
@@ -21,6 +22,7 @@ from monai_mvreg.metrics.survival import concordance
 from monai_mvreg.networks.multiscan import TargetScaling
 from monai_mvreg.networks.task import Task, TimeToEvent
 from monai_mvreg.results.calibration import Baseline, Calibration
+from monai_mvreg.results.predictions_table import PredictionsTable, check_target_names
 
 
 class GradientClipping:
@@ -106,7 +108,8 @@ class PredictionSaver:
         calibration: what was fitted on held-out patients: of numbers the interval of each target, ``None`` for a target
             without, written as ``<target>_low`` and ``<target>_high``; of a time to event the curve, written as
             ``median_days``, empty where half of such patients are free of the event at the end of what is known, and
-            ``risk_<day>``, the probability of the event by that day. ``None``: it is not known yet.
+            ``risk_<day>``, the probability of the event by that day, and ``log_hazard``, the log cumulative hazard by
+            the last of them. ``None``: it is not known yet.
 
     Raises:
         ValueError: if a target has the name of another column.
@@ -125,9 +128,8 @@ class PredictionSaver:
         self.path, self.task, self.target = Path(path), task, list(target)
         self.unit, self.calibration = "d" if isinstance(task, TimeToEvent) else unit, calibration
         self.label = [*target, *([task.event] if task.event is not None else [])]
-        if taken := sorted({"patient", "fold", "unit", "scans", "days", "weights"} & set(self.label)):
-            raise ValueError(f"expected targets of other names than the columns of {self.path.name}, got {taken}")
-        self.rows: dict[str, list[str]] = {}
+        check_target_names(self.label)
+        self.rows: dict[str, list[Any]] = {}
         self.names: list[str] = []
         self.groups: list[str] = []
         whole: nn.Module = getattr(network, "module", network)
@@ -167,6 +169,7 @@ class PredictionSaver:
             events = 1 - self.calibration.survival(risk, np.asarray(horizons, dtype=np.float64))[0]
             numbers["median_days"] = median if math.isfinite(median) else math.nan
             numbers |= {f"risk_{day:g}": float(event) for day, event in zip(horizons, events, strict=True)}
+            numbers["log_hazard"] = float(self.calibration.log_hazard(risk, horizons[-1])[0])
         return numbers
 
     def _keep_weights(self, pool: nn.Module, args: Any, result: tuple[Tensor, Tensor]) -> None:
@@ -174,9 +177,11 @@ class PredictionSaver:
 
     def _iteration(self, engine: Engine) -> None:
         batch, predicted = engine.state.batch, engine.state.output[CommonKeys.PRED].float().cpu()
+        labelled, unknown = "label" in batch, [math.nan] * len(self.label)
         for row, patient in enumerate(batch["patient"]):
             real = batch["mask"][row]
-            measured = batch["label"][row].tolist() if "label" in batch else [math.nan] * len(self.label)
+            # The shortest text of a float32 is the number of the cohort's table.
+            measured = [float(str(number)) for number in batch["label"][row].cpu().numpy()] if labelled else unknown
             days, order = batch["time"][row][real].sort(stable=True)
             groups = batch["groups"][row] if "groups" in batch else {}
             numbers = self._numbers(measured, predicted[row])
@@ -184,9 +189,9 @@ class PredictionSaver:
             self.rows[patient] = [
                 patient,
                 batch["fold"][row],
-                *("" if math.isnan(number) else f"{number:.7g}" for number in numbers.values()),
+                *numbers.values(),
                 self.unit,
-                str(int(real.sum())),
+                int(real.sum()),
                 ";".join(f"{day:g}" for day in days.tolist()),
                 ";".join(f"{weight:.4f}" for weight in self.weights[row][real][order].tolist()),
                 *groups.values(),
@@ -202,7 +207,8 @@ class PredictionSaver:
                 return
         groups = [f"group_{name}" for name in self.groups]
         header = ["patient", "fold", *self.names, "unit", "scans", "days", "weights", *groups]
-        _write_csv(self.path, header, [rows[patient] for patient in sorted(rows)])
+        frame = pd.DataFrame([rows[patient] for patient in sorted(rows)], columns=header, dtype=object)
+        PredictionsTable(frame).write(self.path)
 
 
 def validation_metrics(task: Task, scaling: TargetScaling, *, targets: int) -> dict[str, Metric]:

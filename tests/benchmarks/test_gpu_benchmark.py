@@ -41,7 +41,7 @@ def measured(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run of the smallest sizes, with the seconds that it took; most of its minutes are for a machine that is busy."""
+    """A run of the smallest sizes, with the seconds that it took; most of its minutes are for a busy machine."""
     out = tmp_path_factory.mktemp("gpu") / "gpu.json"
     began = time.monotonic()
     done = subprocess.run(command(out, MINUTES), env=CPU, capture_output=True, text=True, check=False)

@@ -21,7 +21,9 @@ from monai_mvreg.cohort.table import Cohort, Patient
 from monai_mvreg.experiments import compare as module
 from monai_mvreg.experiments.compare import BASELINES, choices, compare, search
 from monai_mvreg.experiments.crossval import Plan
+from monai_mvreg.results.predictions_table import PredictionsTable
 from tests.experiments.test_crossval import BUNDLE, plan_of, study
+from tests.results.tables import table_of
 
 GRID = {"dropout": {"none": 0.0, "half": 0.5}}
 
@@ -39,11 +41,11 @@ def cohort_of(patients: int) -> tuple[Cohort, pd.DataFrame]:
     return Cohort(people, ("volume",), "mL", (), ("age", "other")), table
 
 
-def cross_validated(monkeypatch: pytest.MonkeyPatch, cohort: Cohort, tables: dict[str, pd.DataFrame]) -> list[Plan]:
+def cross_validated(monkeypatch: pytest.MonkeyPatch, cohort: Cohort, tables: dict[str, PredictionsTable]) -> list[Plan]:
     """Stand in for the runs of the bundle, which have tests of their own."""
     seen: list[Plan] = []
 
-    def run(plan: Plan, out: Path, *, seeds: Any) -> pd.DataFrame:
+    def run(plan: Plan, out: Path, *, seeds: Any) -> PredictionsTable:
         seen.append(plan)
         return tables[out.name]
 
@@ -61,7 +63,7 @@ def test_every_combination_and_the_baselines_are_compared_on_the_same_patients(
     generator = np.random.default_rng(1)
     spread = {"none": 1.0, "half": 4.0, "last-scan-alone": 8.0, "mean-of-scans": 6.0}
     tables = {
-        name: table.assign(volume_predicted=table["volume"] + width * generator.normal(size=200))
+        name: table_of(table.assign(volume_predicted=table["volume"] + width * generator.normal(size=200)))
         for name, width in spread.items()
     }
     seen = cross_validated(monkeypatch, cohort, tables)
@@ -89,7 +91,7 @@ def test_the_mean_and_ridge_of_a_fold_know_only_the_other_folds() -> None:
         seen.append(set(table["fold"][train]))
         return np.arange(80.0)
 
-    assert module._by_fold(table, predict).tolist() == list(range(80))
+    assert module._by_fold(table_of(table.assign(volume_predicted=0.0)), predict).tolist() == list(range(80))
     assert seen == [set("123"), set("023"), set("013"), set("012")]
 
 
@@ -132,8 +134,11 @@ def test_times_are_compared_by_concordance(tmp_path: Path, monkeypatch: pytest.M
     time = 1000 * np.exp(-risk + generator.gumbel(size=200))
     table = table.drop(columns="volume").assign(days_left=time, event=1, log_risk=0.0)
     right, wrong = 1 - np.exp(-np.exp(risk)), generator.uniform(0.1, 0.9, 200)
-    tables = {name: table.assign(risk_300=right, risk_900=right) for name in ("none", "mean-of-scans")}
-    tables |= {name: table.assign(risk_300=wrong, risk_900=wrong) for name in ("half", "last-scan-alone")}
+    judged = {"none": right, "mean-of-scans": right, "half": wrong, "last-scan-alone": wrong}
+    tables = {
+        name: table_of(table).with_curves(time, {300: chance, 900: chance}, log_hazard=np.log(-np.log(1 - chance)))
+        for name, chance in judged.items()
+    }
     cross_validated(monkeypatch, cohort, tables)
     found = compare(Plan(tmp_path, (), tmp_path, {}), choices(GRID), tmp_path).set_index("choice")
     assert found.loc["Kaplan-Meier", "concordance"] == 0.5 and found.loc["none", "minus_chance_low"] > 0

@@ -18,8 +18,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from monai_mvreg.experiments.crossval import Plan, average, crossvalidate, predict_new
+from monai_mvreg.experiments.crossval import Plan, crossvalidate, predict_new
 from monai_mvreg.metrics.survival import concordance
+from monai_mvreg.results.predictions_table import PredictionsTable, average
+from tests.results.tables import whole
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
 TINY: dict[str, Any] = {
@@ -58,7 +60,7 @@ def plan_of(folder: Path, **settings: Any) -> Plan:
 
 def test_every_patient_is_predicted_once_by_a_model_that_left_it_out(tmp_path: Path) -> None:
     folder = study(tmp_path / "data")
-    table = crossvalidate(plan_of(folder), tmp_path / "out")
+    table = crossvalidate(plan_of(folder), tmp_path / "out").frame
     assert list(table["patient"]) == [f"p{number:02d}" for number in range(18)]
     for name in "012":
         alone = pd.read_csv(tmp_path / f"out/fold-{name}_seed-0/test/predictions.csv").set_index("patient")
@@ -72,7 +74,7 @@ def test_every_patient_is_predicted_once_by_a_model_that_left_it_out(tmp_path: P
     assert "Mean of the patients of other folds" in (tmp_path / "out/report.html").read_text()
 
     pd.read_csv(folder / "cohort.csv")[["patient", "path", "day"]].to_csv(tmp_path / "new.csv", index=False)
-    new = predict_new(plan_of(folder), tmp_path / "out", tmp_path / "new.csv")
+    new = predict_new(plan_of(folder), tmp_path / "out", tmp_path / "new.csv").frame
     models = [pd.read_csv(path) for path in sorted((tmp_path / "out").glob("fold-*/new/predictions.csv"))]
     assert len(models) == 3 and len(new) == 18
     np.testing.assert_allclose(
@@ -84,7 +86,7 @@ def test_every_patient_is_predicted_once_by_a_model_that_left_it_out(tmp_path: P
         assert (found["target_low"] < found["target_predicted"]).all()
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}
-    again = crossvalidate(plan_of(folder), tmp_path / "out")
+    again = crossvalidate(plan_of(folder), tmp_path / "out").frame
     pd.testing.assert_frame_equal(again, table)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}
     with pytest.raises(ValueError, match="a run with other settings: name another folder"):
@@ -111,11 +113,12 @@ def test_with_several_seeds_every_other_fold_chooses_the_epoch_once(tmp_path: Pa
 
 
 def test_predictions_of_several_models_are_averaged_by_patient() -> None:
-    first = pd.DataFrame({"patient": ["a", "b"], "target": [1, 2], "target_predicted": [1.0, 3.0], "unit": "mL"})
+    first = whole(pd.DataFrame({"patient": ["a", "b"], "target": [1, 2], "target_predicted": [1.0, 3.0], "unit": "mL"}))
     second = first.iloc[::-1].assign(target_predicted=[5.0, 2.0])
-    assert average([first, second])["target_predicted"].tolist() == [1.5, 4.0]
+    mean = average([PredictionsTable(first), PredictionsTable(second)])
+    assert mean.predicted("target").tolist() == [1.5, 4.0] and mean.patient.tolist() == ["a", "b"]
     with pytest.raises(ValueError, match="the same patients"):
-        average([first, second.assign(patient=["a", "c"])])
+        average([PredictionsTable(first), PredictionsTable(second.assign(patient=["a", "c"]))])
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["in the table of scans", "in a table of outcomes"])
@@ -149,7 +152,7 @@ def test_shuffled_labels_fall_to_the_mean(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_that_was_killed_ends_with_the_same_table(tmp_path: Path) -> None:
     folder = study(tmp_path / "data")
-    whole = crossvalidate(plan_of(folder), tmp_path / "whole")
+    uninterrupted = crossvalidate(plan_of(folder), tmp_path / "whole")
     command = [sys.executable, "-c", "import sys; from monai_mvreg.cli.main import main; sys.exit(main())", "crossval"]
     command += [str(folder / "tiny.yaml"), "--dataset_dir", str(folder), "--out", str(tmp_path / "out")]
     command += ["--bundle", str(BUNDLE)]
@@ -163,7 +166,7 @@ def test_a_run_that_was_killed_ends_with_the_same_table(tmp_path: Path) -> None:
         run.wait()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     again = pd.read_csv(tmp_path / "out/predictions.csv", dtype={"fold": str})
-    np.testing.assert_allclose(again["target_predicted"], whole["target_predicted"], rtol=1e-5)
+    np.testing.assert_allclose(again["target_predicted"], uninterrupted.predicted("target"), rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -173,7 +176,7 @@ def test_survival_is_cross_validated_too(tmp_path: Path) -> None:
     plan = Plan(
         BUNDLE, (folder / "tiny.yaml", survival), folder, {"horizons": [150, 300], "batch_size": 6, "epochs": 2}
     )
-    table = crossvalidate(plan, tmp_path / "out", seeds=(0, 1))
+    table = crossvalidate(plan, tmp_path / "out", seeds=(0, 1)).frame
     assert {"log_risk", "risk_150", "risk_300"} <= set(table.columns) and len(table) == 18
     hazard = np.log(-np.log(1 - table["risk_300"].to_numpy()))
     expected = concordance(hazard, table[["time_to_event", "event"]].to_numpy(np.float64))

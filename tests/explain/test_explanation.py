@@ -79,10 +79,13 @@ def test_of_a_time_to_an_event_the_log_risk_is_explained(folder: Path, tmp_path:
     assert found.number == "log_risk" and found.value == pytest.approx(number.value, abs=1e-6)
 
 
+HEADER = "patient,fold,volume,volume_predicted,unit,scans,days,weights\n"
+
+
 def test_the_models_of_a_cross_validation_are_explained_by_the_mean_of_their_maps(folder: Path, tmp_path: Path) -> None:
     for fold, seed in (("a", 0), ("b", 1)):
         write_model(tmp_path / "cv" / f"fold-{fold}_seed-0" / "models", seed=seed)
-    (tmp_path / "cv" / "predictions.csv").write_text("patient,fold,volume,volume_predicted\n", encoding="utf-8")
+    (tmp_path / "cv" / "predictions.csv").write_text(HEADER, encoding="utf-8")
     together = Predictor.from_bundle(BUNDLE, models=tmp_path / "cv")
     patient = patient_of(folder, together)
     maps = []

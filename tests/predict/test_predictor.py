@@ -16,13 +16,14 @@ from make_dicom import write_slice
 from tiny_model import BUNDLE, POOL, write_model, write_scan, write_visit
 
 from monai_mvreg.cohort.table import Cohort, Columns, read_cohort
-from monai_mvreg.experiments.crossval import average
 from monai_mvreg.predict.prediction import NoPrediction, Prediction
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.predict.selection import find_patient
 from monai_mvreg.results.calibration import Baseline
 from monai_mvreg.results.intervals import extend_intervals
+from monai_mvreg.results.predictions_table import average
 from monai_mvreg.training.batches import collate_scans
+from tests.results.tables import table_of
 
 POOLS = ["MeanPool", "SumPool", "MaxPool", "LastPool", "GatedAttentionPool", "LSTMPool", "TransformerPool", "TrendPool"]
 DATES = ("20200101", "20200301", "20201231")
@@ -295,7 +296,7 @@ def crossvalidated(tmp_path: Path) -> tuple[Path, Callable[[Path], pd.DataFrame]
     known = pd.DataFrame({"patient": [f"p{at}" for at in range(30)], "fold": ["a", "b", "c"] * 10, "unit": "mL"})
     known["volume"] = draw.normal(0, 3, 30)
     known["volume_predicted"] = known["volume"] + draw.normal(0, 1, 30)
-    known.to_csv(out / "predictions.csv", index=False)
+    table_of(known).write(out / "predictions.csv")
 
     def new(folder: Path) -> pd.DataFrame:
         tables = {}
@@ -303,9 +304,9 @@ def crossvalidated(tmp_path: Path) -> tuple[Path, Callable[[Path], pd.DataFrame]
             models = out / f"fold-{fold}_seed-{seed}" / "models"
             number = value(Predictor.from_bundle(BUNDLE, models=models).predict_folder(folder))
             row = {"patient": ["n"], "volume": [math.nan], "volume_predicted": [number], "volume_low": 0.0}
-            tables[fold, seed] = pd.DataFrame(row | {"volume_high": 0.0})
-        found = average(list(tables.values()))
-        return extend_intervals(found, [average([tables[f, s] for s in (0, 1)]) for f in "abc"], known, "volume")
+            tables[fold, seed] = table_of(pd.DataFrame(row | {"volume_high": 0.0}))
+        found, models = average(list(tables.values())), [average([tables[f, s] for s in (0, 1)]) for f in "abc"]
+        return extend_intervals(found, models, table_of(known), "volume").frame
 
     return out, new
 

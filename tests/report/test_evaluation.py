@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pytest
 
 from monai_mvreg.metrics import regression
 from monai_mvreg.report import evaluation, page
+from monai_mvreg.results.predictions_table import PredictionsTable
 
 VOID = {"meta", "img", "link", "br", "hr"}
 
@@ -45,7 +47,7 @@ def predictions(patients: int = 40) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "patient": [f"KEY-{i:04d}-Smith" for i in range(patients)],
-            "fold": np.arange(patients) % 5,
+            "fold": (np.arange(patients) % 5).astype(str),
             "volume": measured,
             "volume_predicted": measured + 12 * generator.normal(size=patients) + 2,
             "unit": "mL",
@@ -59,11 +61,18 @@ def predictions(patients: int = 40) -> pd.DataFrame:
 
 def written(folder: Path, table: pd.DataFrame) -> Path:
     table.to_csv(folder / "predictions.csv", index=False)
-    (folder / "metrics.json").write_text(json.dumps(evaluation.summarise(table, "volume"), allow_nan=False))
+    (folder / "metrics.json").write_text(
+        json.dumps(evaluation.summarise(PredictionsTable(table), "volume"), allow_nan=False)
+    )
     epochs = np.arange(1, 21)
     mae = np.where(epochs % 2 == 0, 12 + 20 / epochs, np.nan)
     pd.DataFrame({"epoch": epochs, "train_loss": 1 / epochs, "mae": mae}).to_csv(folder / "history.csv", index=False)
     return folder
+
+
+def sections_of(folder: Path, **options: Any) -> list[page.Section]:
+    table = PredictionsTable.read(folder / "predictions.csv")
+    return evaluation.evaluation_sections(table, folder, "volume", **options)
 
 
 @pytest.fixture
@@ -74,7 +83,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def html(folder: Path) -> str:
     mean = np.full(40, predictions()["volume"].mean())
-    sections = evaluation.evaluation_sections(folder, "volume", baselines={"training mean": mean})
+    sections = sections_of(folder, baselines={"training mean": mean})
     return page.write_report(folder / "report.html", title="Volume <&> more", sections=sections).read_text("utf-8")
 
 
@@ -83,7 +92,7 @@ def test_the_summary_holds_the_metrics_of_the_patients_with_a_measured_value():
     table.loc[[3, 5], "volume"] = np.nan
     known = table.drop([3, 5])
     expected = regression.cohort_metrics(known["volume_predicted"].to_numpy(), known["volume"].to_numpy())
-    found = evaluation.summarise(table, "volume")["volume"]
+    found = evaluation.summarise(PredictionsTable(table), "volume")["volume"]
     assert (found["unit"], found["patients"], found["left_out"]) == ("mL", 38, 2)
     assert found["mae"] == {"value": expected["mae"].value, "low": expected["mae"].low, "high": expected["mae"].high}
 
@@ -91,7 +100,7 @@ def test_the_summary_holds_the_metrics_of_the_patients_with_a_measured_value():
 def test_a_metric_that_does_not_exist_is_null_in_json_and_said_so_in_the_report(tmp_path):
     folder = written(tmp_path, predictions().assign(volume=100.0))
     assert json.loads((folder / "metrics.json").read_text())["volume"]["r2"]["value"] is None
-    summary = evaluation.evaluation_sections(folder, "volume")[0]
+    summary = sections_of(folder)[0]
     assert summary.table["Value"].tolist()[4:] == ["not defined"] * 4
     assert "not shown that the model does better" in summary.text
 
@@ -110,7 +119,7 @@ def test_a_metric_that_does_not_exist_is_null_in_json_and_said_so_in_the_report(
 )
 def test_a_wrong_table_is_refused_with_its_row_and_without_the_patient(change, message):
     with pytest.raises(ValueError, match=message) as caught:
-        evaluation.summarise(change(predictions()), "volume")
+        evaluation.summarise(PredictionsTable(change(predictions())), "volume")
     assert "KEY" not in str(caught.value)
 
 
@@ -148,7 +157,7 @@ def test_the_comparison_is_that_of_the_metrics_on_patients_with_a_measured_value
     table.loc[0, "volume"] = np.nan
     mean = np.full(40, 120.0)
     mean[0] = np.nan
-    comparison = evaluation.evaluation_sections(written(tmp_path, table), "volume", baselines={"mean": mean})[1]
+    comparison = sections_of(written(tmp_path, table), baselines={"mean": mean})[1]
     known = table[1:]
     expected = regression.difference(known["volume_predicted"].to_numpy(), mean[1:], known["volume"].to_numpy())
     assert comparison.table.iloc[1, 2] == f"\N{MINUS SIGN}{-expected.value:.3g}\N{NO-BREAK SPACE}mL"
@@ -157,18 +166,18 @@ def test_the_comparison_is_that_of_the_metrics_on_patients_with_a_measured_value
 @pytest.mark.parametrize("baseline", [np.zeros(39), np.full(40, np.nan)])
 def test_a_baseline_without_one_value_per_patient_is_refused_by_name(folder, baseline):
     with pytest.raises(ValueError, match="baseline mean: "):
-        evaluation.evaluation_sections(folder, "volume", baselines={"mean": baseline})
+        sections_of(folder, baselines={"mean": baseline})
 
 
 def test_metrics_of_other_predictions_are_refused(folder):
     predictions(39).to_csv(folder / "predictions.csv", index=False)
     with pytest.raises(ValueError, match=r"metrics.json: expected the metrics of volume"):
-        evaluation.evaluation_sections(folder, "volume")
+        sections_of(folder)
 
 
 def test_an_evaluation_without_training_has_no_training_section(folder):
     (folder / "history.csv").unlink()
-    titles = [section.title for section in evaluation.evaluation_sections(folder, "volume")]
+    titles = [section.title for section in sections_of(folder)]
     assert "Training" not in titles and titles[-1] == "Limits"
 
 
@@ -252,8 +261,7 @@ def test_a_report_says_what_the_model_must_not_be_used_for(html):
 
 def test_reports_can_be_written_side_by_side_in_threads(folder):
     def write(i: int) -> str:
-        sections = evaluation.evaluation_sections(folder, "volume")
-        return page.write_report(folder / f"{i}.html", title="Volume", sections=sections).read_text("utf-8")
+        return page.write_report(folder / f"{i}.html", title="Volume", sections=sections_of(folder)).read_text("utf-8")
 
     with ThreadPoolExecutor(4) as pool:
         assert all(len(Page(text).images) == 4 for text in pool.map(write, range(4)))

@@ -8,14 +8,20 @@ import pytest
 
 from monai_mvreg.metrics.regression import cohort_metrics
 from monai_mvreg.report.subgroups import error_subgroups, find_subgroups, risk_subgroups
+from monai_mvreg.results.predictions_table import PredictionsTable
+from tests.results.tables import table_of
 
 
-def table(patients: int = 120, **columns: Any) -> pd.DataFrame:
+def rows_of(patients: int = 120, **columns: Any) -> pd.DataFrame:
     draw = np.random.default_rng(0)
     measured = draw.normal(100, 20, patients)
     fixed = {"fold": "0", "scans": 2, "days": "0;30", "volume": measured}
     predicted = measured + draw.normal(0, 8, patients)
     return pd.DataFrame({**fixed, "volume_predicted": predicted, **columns})
+
+
+def table(patients: int = 120, **columns: Any) -> PredictionsTable:
+    return table_of(rows_of(patients, **columns))
 
 
 def names(**columns: Any) -> list[str]:
@@ -40,8 +46,8 @@ def test_what_is_the_same_in_all_patients_is_no_group_and_the_report_says_what_t
 
 
 def test_the_table_holds_the_errors_of_each_group_with_their_intervals_and_marks_few_patients() -> None:
-    rows = table(group_sex=["F"] * 110 + ["M"] * 10)
-    found = error_subgroups(rows, "volume", unit="mL").table
+    rows = rows_of(group_sex=["F"] * 110 + ["M"] * 10)
+    found = error_subgroups(table_of(rows), "volume", unit="mL").table
     assert found is not None and found["Patients"].tolist() == ["110", "10 (few)"]
     women = rows[:110]
     mae = cohort_metrics(women["volume_predicted"].to_numpy(), women["volume"].to_numpy())["mae"]
@@ -51,16 +57,16 @@ def test_the_table_holds_the_errors_of_each_group_with_their_intervals_and_marks
 
 def test_a_group_with_a_bias_is_shown_to_differ_and_one_drawn_by_chance_is_not() -> None:
     draw = np.random.default_rng(5)
-    rows = table(group_sex=draw.choice(["F", "M"], 120), group_site=draw.choice(["N", "S"], 120))
-    assert "Shown to differ: none." in error_subgroups(rows, "volume", unit="mL").text
+    rows = rows_of(group_sex=draw.choice(["F", "M"], 120), group_site=draw.choice(["N", "S"], 120))
+    assert "Shown to differ: none." in error_subgroups(table_of(rows), "volume", unit="mL").text
     rows.loc[rows["group_sex"] == "M", "volume_predicted"] += 10
-    section = error_subgroups(rows, "volume", unit="mL")
+    section = error_subgroups(table_of(rows), "volume", unit="mL")
     assert "any of these 8 looks" in section.text and "Shown to differ: sex: F; sex: M." in section.text
 
 
 def test_groups_of_few_patients_are_open_circles_and_all_patients_a_dashed_line() -> None:
-    rows = table(group_sex=["F"] * 110 + ["M"] * 10)
-    figure = error_subgroups(rows, "volume", unit="mL").figure
+    rows = rows_of(group_sex=["F"] * 110 + ["M"] * 10)
+    figure = error_subgroups(table_of(rows), "volume", unit="mL").figure
     assert figure is not None
     mae, bias = figure.axes
     assert [line.get_markerfacecolor() for line in mae.lines if line.get_marker() == "o"][1] == "white"

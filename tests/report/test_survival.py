@@ -13,6 +13,7 @@ import pytest
 from monai_mvreg.metrics.survival import Forecast, auc_over_time, concordance, survival_metrics
 from monai_mvreg.report.survival import figure_curves, fit_curves, report_on, summarise_risk
 from monai_mvreg.results.calibration import Baseline, read_part
+from monai_mvreg.results.predictions_table import PredictionsTable
 
 TARGET = ["days_left", "event"]
 HORIZONS = [300.0, 900.0]
@@ -51,7 +52,8 @@ def test_the_numbers_are_those_of_the_metrics_on_patients_with_a_measured_time(t
     assert list(written.columns[2:8]) == [*TARGET, "log_risk", "median_days", "risk_300", "risk_900"]
     chances = 1 - baseline.survival(table["log_risk"].to_numpy(), np.array(HORIZONS))
     np.testing.assert_allclose(written[["risk_300", "risk_900"]], chances, rtol=1e-5)
-    assert summarise_risk(written, baseline, target=TARGET, horizons=HORIZONS)["days_left"]["events"] == found["events"]
+    read = PredictionsTable.read(tmp_path / "predictions.csv")
+    assert summarise_risk(read, baseline, horizons=HORIZONS)["days_left"]["events"] == found["events"]
 
 
 def test_a_risk_without_worth_is_said_to_have_none(tmp_path: Path) -> None:
@@ -109,6 +111,5 @@ def test_patients_without_events_or_times_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected an event among"):
         reported(tmp_path, predictions().assign(event=0))
     with pytest.raises(ValueError, match="patients with a measured time"):
-        summarise_risk(
-            predictions().assign(days_left=np.nan), Baseline((1.0,), (0.1,), 1, 0), target=TARGET, horizons=[9]
-        )
+        unmeasured = PredictionsTable(predictions().assign(days_left=np.nan))
+        summarise_risk(unmeasured, Baseline((1.0,), (0.1,), 1, 0), horizons=[9])

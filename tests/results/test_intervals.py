@@ -12,6 +12,7 @@ import pytest
 
 from monai_mvreg.results.calibration import fit_interval, read_intervals
 from monai_mvreg.results.intervals import crossfit_intervals, extend_intervals, fit_intervals
+from monai_mvreg.results.predictions_table import PredictionsTable
 
 
 def predictions(patients: int, seed: int = 0, *, folds: int = 1) -> pd.DataFrame:
@@ -45,13 +46,14 @@ def test_intervals_of_a_training_are_written_and_hold_nine_of_ten_others(tmp_pat
     hard = new["volume_spread"] > new["volume_spread"].median()
     # By spread, hard and easy patients are held alike; one width for all would hold too few of the hard.
     assert all(0.87 < covered(new, rows) < 0.93 for rows in (slice(None), hard, ~hard))
-    flat = crossfit_intervals(predictions(2000, seed=1, folds=4).drop(columns="volume_spread"), "volume")
+    known = PredictionsTable(predictions(2000, seed=1, folds=4).drop(columns="volume_spread"))
+    flat = crossfit_intervals(known, "volume").frame
     assert covered(flat, hard) < 0.87 or covered(flat, ~hard) > 0.93
 
 
 def test_each_fold_gets_the_interval_of_the_others() -> None:
     table = predictions(90, folds=3)
-    found = crossfit_intervals(table, "volume")
+    found = crossfit_intervals(PredictionsTable(table), "volume").frame
     for fold in "012":
         rows, others = found[found["fold"] == fold], table[table["fold"] != fold]
         numbers = (others[name].to_numpy() for name in ("volume_predicted", "volume", "volume_spread"))
@@ -63,13 +65,16 @@ def test_each_fold_gets_the_interval_of_the_others() -> None:
 
 def test_new_patients_are_held_by_the_models_of_all_folds() -> None:
     known, new = predictions(600, folds=3), predictions(3000, seed=1)
-    models = [new.assign(volume_predicted=new["volume_predicted"] + shift) for shift in (-0.1, 0.0, 0.1)]
-    found = extend_intervals(new.drop(columns="volume"), models, known, "volume").assign(volume=new["volume"])
+    models = [
+        PredictionsTable(new.assign(volume_predicted=new["volume_predicted"] + shift)) for shift in (-0.1, 0.0, 0.1)
+    ]
+    unmeasured = PredictionsTable(new.assign(volume=np.nan))
+    found = extend_intervals(unmeasured, models, PredictionsTable(known), "volume").frame.assign(volume=new["volume"])
     assert 0.87 < covered(found) < 0.93
     # One model for all folds, and no spread: the interval is that of all errors.
     plain = known.drop(columns="volume_spread")
-    alone = new.drop(columns="volume_spread")
-    found = extend_intervals(alone, [alone] * 3, plain, "volume")
+    alone = PredictionsTable(new.drop(columns="volume_spread"))
+    found = extend_intervals(alone, [alone] * 3, PredictionsTable(plain), "volume").frame
     whole = fit_interval(plain["volume_predicted"].to_numpy(), plain["volume"].to_numpy())
     np.testing.assert_allclose(found["volume_high"] - found["volume_predicted"], whole.reach)
 
@@ -93,8 +98,9 @@ def test_too_few_patients_leave_the_ends_empty_with_a_warning(tmp_path: Path, ca
     assert pd.read_csv(tmp_path / "predictions.csv")["volume_low"].isna().all()
     assert json.loads((tmp_path / "intervals.json").read_text()) == {"volume": None}
     assert read_intervals(tmp_path / "intervals.json", ["volume"]) == [None]
-    assert crossfit_intervals(predictions(12, folds=3), "volume")["volume_low"].isna().all()
-    assert extend_intervals(table, [table], predictions(8), "volume")["volume_low"].isna().all()
+    few, new = (PredictionsTable(rows) for rows in (predictions(12, folds=3), table))
+    assert crossfit_intervals(few, "volume").frame["volume_low"].isna().all()
+    assert extend_intervals(new, [new], PredictionsTable(predictions(8)), "volume").frame["volume_low"].isna().all()
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:

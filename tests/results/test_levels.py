@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytest
 
-from monai_mvreg.results.levels import days_spanned, levels_of
+from monai_mvreg.results.levels import levels_of
 
 
 def sizes(values: list[Any]) -> dict[str, int]:
@@ -41,6 +40,11 @@ def test_few_numbers_stand_for_themselves_in_their_order_also_where_some_are_mis
     assert list(sizes([1.0] * 5 + [2.0] * 5 + [np.nan] * 2)) == ["1", "2"]
 
 
-@pytest.mark.parametrize(("days", "spanned"), [("0", 0.0), ("0;30;400", 400.0), ("-5;2.5", 7.5)])
-def test_days_are_spanned_from_the_first_scan_to_the_last(days: str, spanned: float) -> None:
-    assert days_spanned(days) == spanned
+def test_texts_stay_what_they_are() -> None:
+    groups = sizes(["NA"] * 5 + ["None"] * 5 + ["nan"] * 5 + ["1e5"] * 5 + ["007"] * 5 + ["7"] * 6 + [""] * 5)
+    assert groups == {"007": 5, "1e5": 5, "7": 6, "NA": 5, "None": 5, "nan": 5, "unknown": 5}
+    assert sizes(["007"] * 5 + ["7"] * 6 + ["1e5"] * 5) == {"007": 5, "7": 6, "1e5": 5}  # numbers by their size
+
+
+def test_a_level_called_unknown_is_counted_with_the_patients_without_a_level() -> None:
+    assert sizes(["unknown"] * 6 + [""] * 5 + ["known"] * 5) == {"known": 5, "unknown": 11}

@@ -20,6 +20,7 @@ from tiny_model import BUNDLE, write_model, write_scan, write_visit
 from monai_mvreg.predict.prediction import PURPOSE, to_json
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.share.packing import pack_bundle, unpack_bundle, verify_bundle
+from tests.results.tables import table_of
 
 KEY = "Erika Mustermann 1964"
 Files = dict[str, bytes]
@@ -36,7 +37,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     known = pd.DataFrame({"patient": [f"{KEY} {at}" for at in range(30)], "fold": ["a", "b", "c"] * 10, "unit": "mL"})
     known["volume"] = draw.normal(777, 3, 30)
     known["volume_predicted"] = known["volume"] + draw.normal(0, 1, 30)
-    known.assign(group_sex="F").to_csv(home / "cv" / "predictions.csv", index=False, float_format="%.7g")
+    table_of(known.assign(group_sex="F")).write(home / "cv" / "predictions.csv")
     write_visit(home / "patient" / "first", date="20200101", seed=1)
     write_scan(home / "patient" / "scan_2020-03-01.nii.gz", seed=2)
     pack_bundle(BUNDLE, home / "models", home / "model.zip")

@@ -25,7 +25,8 @@ LAYERS = [
     ["predict"],
     ["training"],
     ["trained"],
-    ["cohort", "cache", "losses", "results"],
+    ["cohort", "losses", "results"],
+    ["cache"],
     ["scans", "networks", "metrics"],
     ["errors"],
 ]
@@ -46,7 +47,7 @@ ROOMS: dict[str, str] = {
     "cohort": "scans",
     "cache": "networks scans",
     "losses": "networks",
-    "results": "metrics networks",
+    "results": "cache metrics networks",
     "scans": "",
     "networks": "",
     "metrics": "",

@@ -84,8 +84,9 @@ def test_a_fold_without_a_measured_value_leaves_each_other_fold_its_own_model() 
     known["volume_predicted"] = known["volume"]
     known.loc[known["fold"] == "1", "volume"] = np.nan
     new = predictions(1).drop(columns="volume_spread")
-    models = [new.assign(volume_predicted=value) for value in (0.0, 100.0, 0.0)]
-    assert extend_intervals(new, models, known, "volume")[["volume_low", "volume_high"]].to_numpy().tolist() == [[0, 0]]
+    models = [PredictionsTable(new.assign(volume_predicted=value)) for value in (0.0, 100.0, 0.0)]
+    found = extend_intervals(PredictionsTable(new), models, PredictionsTable(known), "volume").interval("volume")
+    assert found is not None and np.array(found).tolist() == [[0.0], [0.0]]
 
 
 def test_too_few_patients_leave_the_ends_empty_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

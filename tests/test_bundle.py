@@ -198,7 +198,11 @@ def test_training_writes_every_file_and_learns_more_than_the_mean(trained: Train
     found = {path.name.split(".vm.")[0].split(".")[0] + path.suffix for path in trained.output.iterdir()}
     assert {"predictions.csv", "metrics.json", "history.csv", "report.html"} <= found
     assert sorted(path.name for path in trained.models.iterdir()) == [
-        *("domain.json", "intervals.json", "model.pt", "settings.json", "training.json")
+        "domain.json",
+        "intervals.json",
+        "model.pt",
+        "settings.json",
+        "training.json",
     ]
     predictions = pd.read_csv(trained.output / "predictions.csv")
     assert list(predictions["fold"].unique()) == [0] and set(predictions["scans"]) == {1, 4}

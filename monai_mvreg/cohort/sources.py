@@ -180,8 +180,10 @@ def _table(found: Sequence[tuple[str, str, Moment | None, str]]) -> pd.DataFrame
             first[patient] = min(date.toordinal(), first.get(patient, date.toordinal()))
     rows = [
         (
-            *(patient, path),
-            *(float(date.toordinal() - first[patient]) if date else None, modality),
+            patient,
+            path,
+            float(date.toordinal() - first[patient]) if date else None,
+            modality,
             in_order(date)[1] if date else 0,
         )
         for patient, path, date, modality in found

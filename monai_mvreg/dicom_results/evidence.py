@@ -29,8 +29,15 @@ SERIES_NUMBER = 9900  # beyond what scanners count to, so that results stand beh
 
 # Attributes that every object has, though their value may be empty: old files leave some out.
 OF_EVERY_OBJECT = (
-    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
-    *("StudyTime", "ReferringPhysicianName"),
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
 )
 
 

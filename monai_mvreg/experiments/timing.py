@@ -17,8 +17,12 @@ READ, PREPARE, KEPT, AUGMENT, PACK = "read and decode", "prepare", "read from ca
 LOADER, STEP, VALIDATION, HANDLERS, REST = "loader", "step", "validation", "handlers", "everything else"
 WAIT, COLLATE = "waiting for the loader", "collate"
 STEPS = (
-    *("copy to the device", "forward: encoder", "forward: pool and head"),
-    *("loss", "backward", "optimizer step"),
+    "copy to the device",
+    "forward: encoder",
+    "forward: pool and head",
+    "loss",
+    "backward",
+    "optimizer step",
 )
 COPY, ENCODER, HEAD, LOSS, BACKWARD, OPTIMIZER = STEPS
 _LOADING = {READ, PREPARE, KEPT, AUGMENT, PACK, LOADER}

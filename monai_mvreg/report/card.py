@@ -30,9 +30,26 @@ _RESULTS = "The sections from here to “Ethical considerations”, as in the re
 _log = logging.getLogger(__name__)
 # Settings of the learning that a reader looks for, in this order.
 _LEARNING = (
-    *("loss#_target_", "epochs", "batch_size", "max_scans", "learning_rate", "encoder_learning_rate", "weight_decay"),
-    *("optimizer#_target_", "schedule#_target_", "max_gradient_norm", "weight_averaging", "dropout", "patience"),
-    *("val_interval", "metric", "seed", "validation_folds", "test_folds", "amp", "bfloat16"),
+    "loss#_target_",
+    "epochs",
+    "batch_size",
+    "max_scans",
+    "learning_rate",
+    "encoder_learning_rate",
+    "weight_decay",
+    "optimizer#_target_",
+    "schedule#_target_",
+    "max_gradient_norm",
+    "weight_averaging",
+    "dropout",
+    "patience",
+    "val_interval",
+    "metric",
+    "seed",
+    "validation_folds",
+    "test_folds",
+    "amp",
+    "bfloat16",
 )
 
 

@@ -169,8 +169,16 @@ def write_evaluation(folder: str, target: Sequence[str], *, training_mean: Seque
         mae, r2_ = (_estimate(metrics[name][key]) for key in ("mae", "r2"))
         _log.info(
             "%s: MAE %.4g [%.4g, %.4g] %s, R2 %.3f [%.3f, %.3f], %d patients; predicting the training mean: MAE %.4g",
-            *(name, mae.value, mae.low, mae.high, metrics[name]["unit"], r2_.value, r2_.low, r2_.high),
-            *(metrics[name]["patients"], (predictions[name] - mean).abs().mean()),
+            name,
+            mae.value,
+            mae.low,
+            mae.high,
+            metrics[name]["unit"],
+            r2_.value,
+            r2_.low,
+            r2_.high,
+            metrics[name]["patients"],
+            (predictions[name] - mean).abs().mean(),
         )
     _log.info(
         "report: %s", write_report(place / "report.html", title=f"Prediction of {', '.join(target)}", sections=sections)

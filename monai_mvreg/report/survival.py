@@ -86,8 +86,11 @@ def report_on(folder: str, curves: str, *, target: Sequence[str], horizons: Sequ
     stored = found[target[0]]
     _log.info(
         "%s: concordance %.3f [%.3f, %.3f], %d patients, %d events; D-calibration p %.3f",
-        *(target[0], *(stored["harrell"][key] or math.nan for key in ("value", "low", "high"))),
-        *(stored["patients"], stored["events"], stored["d_calibration_p"]),
+        target[0],
+        *(stored["harrell"][key] or math.nan for key in ("value", "low", "high")),
+        stored["patients"],
+        stored["events"],
+        stored["d_calibration_p"],
     )
     sections = survival_sections(table, baseline, stored, target=target, horizons=horizons)
     title = f"Time to {target[1]}"

@@ -334,8 +334,22 @@ def _single(item: Nifti | Raster) -> Scan:
 # Words of Image Type that say an image was made from others, or shows no patient. That it is DERIVED, or SECONDARY,
 # does not say so: de-identified, converted and lossily compressed originals are called that too.
 _DERIVED = {
-    *("PROJECTION IMAGE", "MIP", "MINIP", "MAXIP", "VRT", "VOLUME RENDERING", "REFORMATTED", "MPR", "CSA MPR"),
-    *("CSA 3D EDITOR", "CSA RESAMPLED", "SCREEN SAVE", "POSDISP", "PATIENT_INFO", "DOSE_INFO", "DOSE REPORT"),
+    "PROJECTION IMAGE",
+    "MIP",
+    "MINIP",
+    "MAXIP",
+    "VRT",
+    "VOLUME RENDERING",
+    "REFORMATTED",
+    "MPR",
+    "CSA MPR",
+    "CSA 3D EDITOR",
+    "CSA RESAMPLED",
+    "SCREEN SAVE",
+    "POSDISP",
+    "PATIENT_INFO",
+    "DOSE_INFO",
+    "DOSE REPORT",
 }
 
 

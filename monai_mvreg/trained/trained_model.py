@@ -17,6 +17,7 @@ from torch import nn
 
 from monai_mvreg.networks.multiscan import MultiScanNet
 from monai_mvreg.results.calibration import Baseline, Interval, read_intervals, read_part
+from monai_mvreg.trained.moved_names import with_current_names
 from monai_mvreg.trained.training_domain import Domain, read_domain
 from monai_mvreg.trained.weights import read_weights, set_weights, weights_file, weights_hash
 
@@ -151,7 +152,8 @@ def read_residuals(models: Path, target: Sequence[str]) -> pd.DataFrame:
 
 
 def _settings(place: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads((place / "settings.json").read_text(encoding="utf-8"))
+    content = json.loads((place / "settings.json").read_text(encoding="utf-8"))
+    settings: dict[str, Any] = with_current_names(content)
     if not {"loss", "dated", "own", "horizons"} <= set(settings):
         raise ValueError(f"{place / 'settings.json'}: expected the settings of a training by this version: train again")
     return settings
@@ -161,6 +163,7 @@ def _parser(config: Path, settings: Mapping[str, Any]) -> ConfigParser:
     """The config of inference with the settings of the training."""
     parser = ConfigParser()
     parser.read_config(str(config))
+    parser.set(with_current_names(parser.get()))
     own = dict(settings["own"])
     known = set(parser.get())
     imports = [line for line in own.pop("imports") if line not in parser["imports"]]

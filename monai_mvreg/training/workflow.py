@@ -21,6 +21,7 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from monai_mvreg.errors import user_error
+from monai_mvreg.trained.moved_names import with_current_names
 
 _READ_BY_MONAI = {"imports", "initialize", "run", "finalize", "_meta_"}
 
@@ -144,7 +145,7 @@ def same_settings(path: str) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"expected the settings of a trained model in {path}, found no such file: train first")
-    trained: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    trained: dict[str, Any] = with_current_names(json.loads(Path(path).read_text(encoding="utf-8")))
     now = _model_settings()
     differ = [name for name, value in now.items() if trained.get(name) != value]
     if differ:

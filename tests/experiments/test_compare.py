@@ -69,7 +69,12 @@ def test_every_combination_and_the_baselines_are_compared_on_the_same_patients(
     assert [plan.settings for plan in seen[:2]] == [{"epochs": 2, "dropout": 0.0}, {"epochs": 2, "dropout": 0.5}]
     assert seen[2].settings["pool"] == BASELINES["last scan alone"]["pool"]
     assert found.index[0] == "none" and set(found.index) == {
-        *("none", "half", "last scan alone", "mean of scans", "covariates alone", "mean of the training patients")
+        "none",
+        "half",
+        "last scan alone",
+        "mean of scans",
+        "covariates alone",
+        "mean of the training patients",
     }
     assert found.loc["none", "minus_mean_high"] < 0 < found.loc["last scan alone", "minus_mean_high"]
     assert found.loc["covariates alone", "r2"] > 0.9

@@ -282,8 +282,12 @@ def test_a_map_that_shows_the_scan_alone_is_told_by_random_weights() -> None:
 
 def test_maps_of_a_deep_network_change_with_its_weights() -> None:
     encoder = nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, SIZE, 3, padding=1)),
-        *(nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, SIZE, 3, padding=1),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
     )
     images = [torch.randn(1, 32, 32) for _ in range(2)]
     check = randomisation_check([fixed(MultiScanNet(encoder, MeanPool(SIZE)), images)], images[0], method=gradcam)

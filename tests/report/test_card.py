@@ -86,9 +86,19 @@ def headings(markdown: str) -> list[str]:
 def test_the_headings_are_those_of_model_cards_and_a_table_of_tripod(card: tuple[str, str]) -> None:
     found = headings(card[0])
     expected = [
-        *("Model details", "Intended use", "Out-of-scope uses", "Factors", "Training data", "Evaluation data"),
-        *("Metrics", "Quantitative analyses", "Ethical considerations", "Caveats and recommendations"),
-        *("How to reproduce", "To be filled in by the authors", "TRIPOD+AI"),
+        "Model details",
+        "Intended use",
+        "Out-of-scope uses",
+        "Factors",
+        "Training data",
+        "Evaluation data",
+        "Metrics",
+        "Quantitative analyses",
+        "Ethical considerations",
+        "Caveats and recommendations",
+        "How to reproduce",
+        "To be filled in by the authors",
+        "TRIPOD+AI",
     ]
     assert [heading for heading in found if heading in expected] == expected
     assert {"Summary", "Comparison", "Groups of patients", "Too high, too low"} <= set(found)

@@ -33,8 +33,10 @@ def test_a_scan_knows_everything_from_headers_and_hides_its_patient(tmp_path: Pa
     (tmp_path / "notes.txt").write_text("x")
     (scan,), (left_out,) = find_scans(tmp_path)
     assert (scan.address, scan.key, scan.modality, scan.body_part) == (
-        *((tmp_path / "a b").as_posix(), "1.2.3"),
-        *("MR", "HEAD"),
+        (tmp_path / "a b").as_posix(),
+        "1.2.3",
+        "MR",
+        "HEAD",
     )
     assert (scan.date, scan.date_from) == (datetime.datetime(2020, 1, 30, 10, 15), "AcquisitionDate")
     assert (scan.shape, scan.frames, scan.spacing) == ((4, 3, 3), 1, (0.25, 0.5, 2.0))

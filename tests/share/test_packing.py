@@ -256,9 +256,21 @@ def test_a_pack_that_was_cut_or_damaged_on_its_way_is_refused(at: float, home: P
 @pytest.mark.parametrize(
     "name",
     [
-        *("../evil.yaml", "configs/../../evil.yaml", "/configs/evil.yaml", "docs/./evil.md", "docs//evil.md"),
-        *("docs/C:evil.md", "docs/a\\b.md", "docs/..\\..\\evil.md", "docs/a\x1b[2Jb.md", "docs/a\x00.md"),
-        *("configs/evil.py", "models/model.pt", "models/more/model.safetensors", "setup.sh", "configs/sub/a.yaml"),
+        "../evil.yaml",
+        "configs/../../evil.yaml",
+        "/configs/evil.yaml",
+        "docs/./evil.md",
+        "docs//evil.md",
+        "docs/C:evil.md",
+        "docs/a\\b.md",
+        "docs/..\\..\\evil.md",
+        "docs/a\x1b[2Jb.md",
+        "docs/a\x00.md",
+        "configs/evil.py",
+        "models/model.pt",
+        "models/more/model.safetensors",
+        "setup.sh",
+        "configs/sub/a.yaml",
     ],
 )
 def test_a_file_in_another_place_is_refused(name: str, home: Path, tmp_path: Path) -> None:

@@ -288,7 +288,10 @@ def test_risks_are_written_with_time_and_event_and_what_curves_make_of_them(
         evaluator(net, dated(patients), saver, metrics=None).run()
         rows = read(tmp_path / "predictions.csv")
         assert [(row["patient"], row["days_left"], row["event"], row["unit"]) for row in rows] == [
-            *(("p1", "100", "1", "d"), ("p2", "80", "0", "d"), ("p3", "60", "1", "d"), ("p4", "40", "1", "d")),
+            ("p1", "100", "1", "d"),
+            ("p2", "80", "0", "d"),
+            ("p3", "60", "1", "d"),
+            ("p4", "40", "1", "d"),
         ]
         assert ("risk_60" in rows[0]) == (known is not None)
     for row in rows:

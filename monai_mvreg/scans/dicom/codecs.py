@@ -181,8 +181,10 @@ def _twelve_bits(packed: bytes, form: PixelFormat) -> Array:
     image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     image.Rows, image.Columns, image.SamplesPerPixel, image.PhotometricInterpretation = (
-        *(form.rows, form.columns),
-        *(1, "MONOCHROME2"),
+        form.rows,
+        form.columns,
+        1,
+        "MONOCHROME2",
     )
     image.BitsAllocated, image.BitsStored, image.HighBit = 16, form.stored, form.stored - 1
     image.PixelRepresentation = int(form.signed)

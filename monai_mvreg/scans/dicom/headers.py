@@ -46,8 +46,15 @@ _FLAT = {"CR", "DX", "MG", "IO", "PX", "RG", "XC", "ES", "GM", "SM", "OP"}  # pr
 
 # What a scan is asked for after its slices are known; the rest of a header is let go, or 100,000 files fill a memory.
 _KEPT = (
-    *(tags.BODY_PART_EXAMINED, tags.BURNED_IN_ANNOTATION, tags.PIXEL_PADDING_VALUE, tags.PIXEL_PADDING_RANGE_LIMIT),
-    *(tags.MODALITY_LUT_SEQUENCE, tags.RESCALE_TYPE, tags.UNITS, tags.DOSE_UNITS, *acquisition_date.TAGS),
+    tags.BODY_PART_EXAMINED,
+    tags.BURNED_IN_ANNOTATION,
+    tags.PIXEL_PADDING_VALUE,
+    tags.PIXEL_PADDING_RANGE_LIMIT,
+    tags.MODALITY_LUT_SEQUENCE,
+    tags.RESCALE_TYPE,
+    tags.UNITS,
+    tags.DOSE_UNITS,
+    *acquisition_date.TAGS,
 )
 
 
@@ -224,15 +231,16 @@ def pixel_format(elements: Elements) -> PixelFormat:
         raise NoImageError(f"a DICOM file without pixels ({name})")
     get = values.get
     return _pixel_format(
-        *(
-            get(tags.ROWS),
-            get(tags.COLUMNS),
-            get(tags.SAMPLES_PER_PIXEL),
-            get(tags.PLANAR_CONFIGURATION),
-            get(tags.BITS_ALLOCATED),
-            get(tags.BITS_STORED),
-        ),
-        *(get(tags.HIGH_BIT), get(tags.PIXEL_REPRESENTATION), get(tags.PHOTOMETRIC_INTERPRETATION), elements.syntax),
+        get(tags.ROWS),
+        get(tags.COLUMNS),
+        get(tags.SAMPLES_PER_PIXEL),
+        get(tags.PLANAR_CONFIGURATION),
+        get(tags.BITS_ALLOCATED),
+        get(tags.BITS_STORED),
+        get(tags.HIGH_BIT),
+        get(tags.PIXEL_REPRESENTATION),
+        get(tags.PHOTOMETRIC_INTERPRETATION),
+        elements.syntax,
         elements.pixel_tag if elements.pixel_tag > 0 else PIXEL_DATA[0],
         elements.order,
     )

@@ -49,20 +49,37 @@ def reference(path: Path) -> np.ndarray:
 
 
 GREY = (
-    *("CT_small", "MR_small", "MR_small_RLE", "MR_small_bigendian", "MR_small_expb", "MR_small_implicit"),
-    *("MR_small_jp2klossless", "MR_small_jpeg_ls_lossless", "MR_small_padded", "693_J2KI", "J2K_pixelrep_mismatch"),
-    *("JPEG2000", "image_dfl", "examples_overlay", "liver_1frame"),
+    "CT_small",
+    "MR_small",
+    "MR_small_RLE",
+    "MR_small_bigendian",
+    "MR_small_expb",
+    "MR_small_implicit",
+    "MR_small_jp2klossless",
+    "MR_small_jpeg_ls_lossless",
+    "MR_small_padded",
+    "693_J2KI",
+    "J2K_pixelrep_mismatch",
+    "JPEG2000",
+    "image_dfl",
+    "examples_overlay",
+    "liver_1frame",
 )
 COLOURS = (
-    *("SC_rgb_rle", "SC_rgb_rle_2frame", "SC_rgb_small_odd", "SC_rgb_small_odd_big_endian", "SC_rgb_jpeg_gdcm"),
-    *("SC_rgb_dcmtk_+eb+cr", "SC_rgb_dcmtk_+eb+cy+n1", "SC_rgb_dcmtk_+eb+cy+s2", "SC_rgb_gdcm_KY"),
-    *(
-        "SC_ybr_full_422_uncompressed",
-        "examples_rgb_color",
-        "examples_ybr_color",
-        "examples_jpeg2k",
-        "examples_palette",
-    ),
+    "SC_rgb_rle",
+    "SC_rgb_rle_2frame",
+    "SC_rgb_small_odd",
+    "SC_rgb_small_odd_big_endian",
+    "SC_rgb_jpeg_gdcm",
+    "SC_rgb_dcmtk_+eb+cr",
+    "SC_rgb_dcmtk_+eb+cy+n1",
+    "SC_rgb_dcmtk_+eb+cy+s2",
+    "SC_rgb_gdcm_KY",
+    "SC_ybr_full_422_uncompressed",
+    "examples_rgb_color",
+    "examples_ybr_color",
+    "examples_jpeg2k",
+    "examples_palette",
 )
 
 

@@ -15,7 +15,7 @@ from tiny_model import BUNDLE
 from monai_mvreg.predict.prediction import Prediction
 from monai_mvreg.predict.predictor import Predictor
 
-SLICER = ROOT / "monai_mvreg" / "deploy" / "slicer"
+SLICER = ROOT / "monai_mvreg" / "label" / "slicer"
 FILES = [f"P001_{date}.nii.gz" for date in DATES]
 
 

@@ -131,7 +131,8 @@ def test_the_timeline_holds_each_scan_by_its_day(
     assert scene.GetNumberOfNodesByClass("vtkMRMLPlotSeriesNode") == chart.GetNumberOfPlotSeriesNodes() == 1
     series = chart.GetNthPlotSeriesNode(0)
     assert (series.GetXColumnName(), series.GetYColumnName(), series.GetTableNodeID()) == (
-        *("day", "contribution"),
+        "day",
+        "contribution",
         table.GetID(),
     )
     assert "volume (mL)" in chart.GetTitle()

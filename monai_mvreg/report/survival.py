@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from monai_mvreg.cache.atomic import atomic_write, atomic_write_text
 from monai_mvreg.metrics.bootstrap import Array, Estimate
 from monai_mvreg.metrics.survival import (
     Forecast,
@@ -28,7 +29,7 @@ from monai_mvreg.metrics.survival import (
     survival_differences,
     survival_metrics,
 )
-from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, must_not, rounded, span, write_report
+from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, caveat, must_not, rounded, span, write_report
 from monai_mvreg.report.subgroups import risk_subgroups
 from monai_mvreg.results.calibration import Baseline, fit_baseline, read_part, write_part
 
@@ -67,11 +68,12 @@ def fit_curves(folder: str, curves: str, *, target: Sequence[str], horizons: Seq
     table.insert(at, "median_days", np.where(np.isfinite(median), median, np.nan))
     for i, day in enumerate(horizons, start=1):
         table.insert(at + i, f"risk_{day:g}", 1 - baseline.survival(risk, np.array([day]))[:, 0])
-    table.to_csv(Path(folder) / "predictions.csv", index=False, float_format="%.7g")
+    with atomic_write(Path(folder) / "predictions.csv") as unfinished:
+        table.to_csv(unfinished, index=False, float_format="%.7g")
     report_on(folder, curves, target=target, horizons=horizons)
 
 
-def report_on(folder: str, curves: str, *, target: Sequence[str], horizons: Sequence[float]) -> None:
+def report_on(folder: str, curves: str, *, target: Sequence[str], horizons: Sequence[float], notice: str = "") -> None:
     """Turn ``predictions.csv`` into ``metrics.json`` and ``report.html`` in the same folder; for the end of a run.
 
     Args:
@@ -79,10 +81,11 @@ def report_on(folder: str, curves: str, *, target: Sequence[str], horizons: Sequ
         curves: what :func:`fit_curves` wrote.
         target: names of the columns with time and event.
         horizons: days at which chances are judged, increasing.
+        notice: a sentence on top of the report, on what the numbers do not say; empty for none.
     """
     place, table, baseline = Path(folder), _read(folder), read_part(Baseline, curves)
     found = summarise_risk(table, baseline, target=target, horizons=horizons)
-    (place / "metrics.json").write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
+    atomic_write_text(place / "metrics.json", json.dumps(found, indent=1, allow_nan=False))
     stored = found[target[0]]
     _log.info(
         "%s: concordance %.3f [%.3f, %.3f], %d patients, %d events; D-calibration p %.3f",
@@ -92,7 +95,8 @@ def report_on(folder: str, curves: str, *, target: Sequence[str], horizons: Sequ
         stored["events"],
         stored["d_calibration_p"],
     )
-    sections = survival_sections(table, baseline, stored, target=target, horizons=horizons)
+    sections = [caveat(notice)] if notice else []
+    sections += survival_sections(table, baseline, stored, target=target, horizons=horizons)
     title = f"Time to {target[1]}"
     _log.info("report: %s", write_report(place / "report.html", title=title, sections=sections))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from monai_mvreg.cache.atomic import atomic_write
 from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.results.calibration import Interval, cross_interval, fit_interval, write_intervals
 
@@ -38,7 +39,8 @@ def fit_intervals(folder: str, intervals: str, target: Sequence[str]) -> None:
             _log.warning("%s: no prediction intervals: expected at least %d measured values", name, _LEAST)
         _insert(table, name, *_around(interval, table, name))
     write_intervals(found, intervals)
-    table.to_csv(path, index=False, float_format="%.7g")
+    with atomic_write(path) as unfinished:
+        table.to_csv(unfinished, index=False, float_format="%.7g")
 
 
 def crossfit_intervals(table: pd.DataFrame, target: str) -> pd.DataFrame:

@@ -213,7 +213,9 @@ def test_names_of_patients_folds_and_groups_are_written_and_read_as_they_are(
         {**p, "patient": key, "fold": key, "groups": {"site": site}}
         for p, key, site in zip(patients, keys, sites, strict=True)
     ]
-    evaluator(net, named, PredictionSaver(str(tmp_path / "predictions.csv"), net, target=["volume"], unit="NA")).run()
+    evaluator(
+        net, named, PredictionSaver(str(tmp_path / "predictions.csv"), net, task=NUMBER, target=["volume"], unit="NA")
+    ).run()
     table = PredictionsTable.read(tmp_path / "predictions.csv")
     assert dict(zip(table.patient, table.groups["site"], strict=True)) == dict(zip(keys, sites, strict=True))
     assert table.fold.tolist() == table.patient.tolist() and table.unit == "NA"
@@ -224,7 +226,9 @@ def test_every_digit_of_a_prediction_is_written_and_measured_values_as_in_the_ta
     net: MultiScanNet, patients: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     measured = [{**patient, "label": [47.123 + 1e-3 * number]} for number, patient in enumerate(patients)]
-    evaluator(net, measured, PredictionSaver(str(tmp_path / "predictions.csv"), net, target=["volume"])).run()
+    evaluator(
+        net, measured, PredictionSaver(str(tmp_path / "predictions.csv"), net, task=NUMBER, target=["volume"])
+    ).run()
     table, batch = PredictionsTable.read(tmp_path / "predictions.csv"), collate_scans(patients[:2])
     expected = net.eval()(batch["image"], batch["mask"], batch["time"])[:, 0].double()
     assert table.predicted("volume")[:2].tolist() == expected.tolist()

@@ -197,7 +197,8 @@ def _read_tsv(path: Path, key: str) -> pd.DataFrame:
     """Read a BIDS table whose key column holds each text once."""
     if not path.is_file():
         raise ValueError(f"expected a BIDS data set with {path.name}, there is none")
-    table = pd.read_csv(path, sep="\t", dtype={key: str}, na_values=["n/a", ""], keep_default_na=False)
+    # All as texts: a site called 007 or TRUE stays that.
+    table = pd.read_csv(path, sep="\t", dtype=str, na_values=["n/a", ""], keep_default_na=False)
     if key not in table.columns:
         raise ValueError(f"{path.name}: expected a column {key}, got {list(table.columns)}")
     bad = table[key].isna() | table[key].duplicated()

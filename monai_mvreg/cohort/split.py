@@ -71,37 +71,55 @@ def _strata(target: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
 def select(cohort: Cohort, folds: Sequence[str | int]) -> tuple[Patient, ...]:
     """Patients of the named folds.
 
+    Args:
+        cohort: with folds.
+        folds: their names.
+
+    Returns:
+        The patients, in the order of the cohort.
+
     Raises:
-        ValueError: if a name is no fold of the cohort.
+        ValueError: if a name is no fold of the cohort, or there is no list of names.
     """
     wanted = _known(cohort, folds)
     return tuple(p for p in cohort.patients if p.fold in wanted)
 
 
-def leave_out(cohort: Cohort, folds: Sequence[str | int]) -> tuple[Patient, ...]:
+def leave_out(cohort: Cohort, *folds: Sequence[str | int]) -> tuple[Patient, ...]:
     """Patients of all other folds.
 
+    Args:
+        cohort: with folds.
+        folds: lists of names, such as ``validation_folds`` and ``test_folds``.
+
+    Returns:
+        The patients, in the order of the cohort.
+
     Raises:
-        ValueError: if a name is no fold of the cohort.
+        ValueError: if a name is no fold of the cohort, or a list of names is none.
     """
-    left_out = _known(cohort, folds)
+    left_out = {name for part in folds for name in _known(cohort, part)}
     return tuple(p for p in cohort.patients if p.fold not in left_out)
 
 
-def held_out(folds: Sequence[str | int], left_out: Sequence[str | int]) -> Sequence[str | int]:
+def held_out(folds: Sequence[str | int], *left_out: Sequence[str | int]) -> Sequence[str | int]:
     """Check that training left these folds out, and hand them on.
 
     Args:
         folds: folds to evaluate.
         left_out: the ``validation_folds`` and ``test_folds`` of the training.
 
+    Returns:
+        The folds to evaluate.
+
     Raises:
-        ValueError: if the model has learned from one of the folds.
+        ValueError: if the model has learned from one of the folds, or a list of names is none.
     """
-    seen = {str(fold) for fold in folds} - {str(fold) for fold in left_out}
+    known = {name for part in left_out for name in _names(part)}
+    seen = _names(folds) - known
     if seen:
         raise ValueError(
-            f"expected folds that training left out, {sorted(map(str, left_out))}, got {sorted(seen)}: the model has "
+            f"expected folds that training left out, {sorted(known)}, got {sorted(seen)}: the model has "
             "learned from them (give validation_folds and test_folds as in training)"
         )
     return folds
@@ -109,7 +127,14 @@ def held_out(folds: Sequence[str | int], left_out: Sequence[str | int]) -> Seque
 
 def _known(cohort: Cohort, folds: Sequence[str | int]) -> set[str]:
     known = {p.fold for p in cohort.patients if p.fold is not None}
-    wanted = {str(fold) for fold in folds}
+    wanted = _names(folds)
     if not wanted <= known:
         raise ValueError(f"expected folds among {sorted(known)}, got {sorted(wanted)}")
     return wanted
+
+
+def _names(folds: Sequence[str | int]) -> set[str]:
+    # The text "10" would be taken letter by letter, for the folds 1 and 0.
+    if isinstance(folds, str) or not isinstance(folds, Sequence):
+        raise ValueError(f"expected a list of folds, such as {[str(folds)]}, got {folds!r}")
+    return {str(fold) for fold in folds}

@@ -48,6 +48,12 @@ class Columns:
     fold: str | None = None
     subgroups: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        """Check that a list of columns is no single text, which would be taken letter by letter."""
+        for name, value in (("views", self.views), ("target", self.target), ("subgroups", self.subgroups)):
+            if isinstance(value, str):
+                raise ValueError(f"{name}: expected a list, such as {[value]}, got {value!r}")
+
     @property
     def covariate_names(self) -> tuple[str, ...]:
         """The numbers that covariates become: the column, or ``column=level`` for every level but the first."""

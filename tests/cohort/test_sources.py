@@ -54,8 +54,14 @@ def test_bids_rows_carry_path_day_suffix_and_the_columns_of_participants(bids: P
     assert rows["path"][0] == "sub-01/ses-b/anat/sub-01_ses-b_T1w.nii.gz"
     assert list(rows["day"][:3]) == [0, 30, 30] and np.isnan(rows["day"][3])
     assert list(rows["modality"]) == ["T1w", "T1w", "FLAIR", "T1w"]
-    assert list(rows["age"][:3]) == [61.5] * 3 and np.isnan(rows["age"][3])
+    assert list(rows["age"][:3].astype(float)) == [61.5] * 3 and pd.isna(rows["age"][3])
     assert list(rows["group"]) == ["NA", "NA", "NA", "b"]
+
+
+def test_texts_of_participants_stay_what_they_are(bids: Path) -> None:
+    (bids / "participants.tsv").write_text("participant_id\tsite\tfold\nsub-01\t007\tTRUE\nsub-02\t1e5\tNA\n")
+    rows = rows_from_bids(bids)
+    assert list(rows["site"]) == ["007", "007", "007", "1e5"] and list(rows["fold"]) == ["TRUE", "TRUE", "TRUE", "NA"]
 
 
 def test_bids_without_sessions_file_leaves_the_day_empty(bids: Path) -> None:

@@ -117,3 +117,23 @@ def test_only_folds_that_training_left_out_are_held_out() -> None:
     assert held_out(["1"], [0, 1]) == ["1"]
     with pytest.raises(ValueError, match=r"left out, \['0', '1'\], got \['2'\]: the model has learned"):
         held_out([1, 2], ["0", "1"])
+
+
+def test_several_lists_of_folds_are_left_out() -> None:
+    cohort = split_cohort(cohort_of(random_keys(100, 0)), 4)
+    assert leave_out(cohort, ["0"], [2]) == select(cohort, ["1", "3"])
+    assert held_out(["2"], ["0"], [2]) == ["2"]
+
+
+@pytest.mark.parametrize("folds", ["10", 10], ids=["text", "number"])
+def test_folds_that_are_no_list_are_refused_and_not_taken_letter_by_letter(folds: str | int) -> None:
+    cohort = split_cohort(cohort_of(random_keys(400, 0)), 11)
+    message = rf"expected a list of folds, such as \['10'\], got {folds!r}"
+    for call in (
+        lambda: select(cohort, folds),
+        lambda: leave_out(cohort, ["0"], folds),
+        lambda: held_out(folds, ["0"]),
+        lambda: held_out(["0"], ["0"], folds),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

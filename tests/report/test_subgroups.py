@@ -35,6 +35,10 @@ def test_a_patient_alone_is_never_shown() -> None:
     assert "Not shown are values of fewer than 5 patients of: site." in section.text
 
 
+def test_groups_called_na_or_none_are_groups_and_not_unknown() -> None:
+    assert names(group_site=["NA"] * 6 + ["None"] * 6) == ["site: NA", "site: None"]
+
+
 def test_folds_and_days_from_first_to_last_scan_are_groups_too() -> None:
     found = names(fold=["a", "b"] * 6, days=["0;300;20"] * 6 + ["0"] * 6)
     assert found == ["days spanned: 0", "days spanned: 300", "fold: a", "fold: b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import MIN_EMIN, Decimal, localcontext
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from monai_mvreg.results.calibration import (
     fit_interval,
     fit_lower_bound,
     fit_recalibration,
+    mean_log_hazard,
     read_part,
     write_part,
 )
@@ -83,6 +85,40 @@ def test_chances_are_calibrated_on_new_patients_however_wide_the_risks_are(sprea
         own = np.diag(baseline.survival(spread * new, new_label[:, 0]))
         p_values.append(d_calibration(own, new_label))
     assert np.mean(np.array(p_values) < 0.05) <= 0.15
+
+
+def test_the_log_hazard_is_that_of_the_curve_and_orders_patients_whose_probability_rounds_to_one() -> None:
+    log_risk, label, _ = weibull_cohort(300, 0)
+    baseline = fit_baseline(log_risk, label)
+    chance = baseline.survival(log_risk, np.array([900.0]))[:, 0]
+    np.testing.assert_allclose(baseline.log_hazard(log_risk, 900.0), np.log(-np.log(chance)), rtol=1e-9)
+    extreme = np.array([-1e3, -60, 0, 60, 200, 1e3])
+    assert (np.diff(baseline.log_hazard(extreme, 900.0)) > 0).all()
+    first = baseline.log_hazard(extreme, baseline.days[0] - 1)  # nobody had the event yet
+    assert np.isfinite(first).all() and (np.diff(first) > 0).all()
+
+
+def exact_mean(log_hazards: tuple[float, ...]) -> float:
+    """The same with 80 digits."""
+    with localcontext() as context:
+        context.prec, context.Emin = 80, MIN_EMIN
+        chances = [(-Decimal(hazard).exp()).exp() for hazard in log_hazards]
+        return float((-(sum(chances) / len(chances)).ln()).ln())
+
+
+@pytest.mark.parametrize(
+    "log_hazards", [(0.0, 0.0), (-1.0, 2.0, 0.5), (-40.0, -41.0), (-30.0, 5.0), (20.0, 20.5), (30.0, -2.0), (9.0, 30.0)]
+)
+def test_the_mean_of_curves_is_exact_where_floating_point_saturates_or_cancels(log_hazards: tuple[float, ...]) -> None:
+    [found] = mean_log_hazard(np.array(log_hazards)[:, None])
+    assert found == pytest.approx(exact_mean(log_hazards), rel=1e-12, abs=1e-14)
+
+
+def test_the_mean_of_curves_is_finite_and_grows_whatever_the_hazards() -> None:
+    hazards = np.array([-1e3, -300.0, 0, 300.0, 800.0, 1e3])
+    found = mean_log_hazard(np.stack([hazards, hazards + 1, hazards + 2]))
+    assert np.isfinite(found).all() and (np.diff(found) > 0).all()
+    np.testing.assert_allclose(mean_log_hazard(np.stack([hazards] * 3)), hazards)
 
 
 def test_a_risk_that_is_worth_nothing_gives_everybody_the_same_curve() -> None:

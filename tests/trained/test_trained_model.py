@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from tiny_model import BUNDLE, SETTINGS, write_model, write_scan
 
-from monai_mvreg.trained.trained_model import read_trained
+from monai_mvreg.trained.trained_model import read_residuals, read_trained
+from tests.results.tables import table_of
 
 CPU = torch.device("cpu")
 
@@ -79,3 +81,18 @@ def test_a_setting_of_ones_own_that_others_refer_to_comes_along(tmp_path: Path) 
     scan = write_scan(tmp_path / "scan.nii", seed=1, level=100.0)
     image = trained.transform({"image": str(scan)})["image"]
     assert float(image.mean()) == pytest.approx(3.14159 / 2, abs=0.2)
+
+
+# ---- Residuals of a cross-validation ---------------------------------------------------------------------------------
+
+
+def test_residuals_keep_the_names_of_folds_and_every_digit(tmp_path: Path) -> None:
+    columns = {"volume": [0.1, 0.3, None], "volume_predicted": [0.3, 0.1, 1.0], "volume_spread": [3.0, 1.0, 1.0]}
+    folds = ["NA", "007", "None"]
+    table_of(pd.DataFrame({**columns, "fold": folds})).write(tmp_path / "predictions.csv")
+    found = read_residuals(tmp_path, ["volume"])
+    assert found["fold"].tolist() == folds and found["volume"].tolist()[:2] == [(0.1 - 0.3) / 3, 0.3 - 0.1]
+    (tmp_path / "predictions.csv").unlink()
+    found.to_csv(tmp_path / "residuals.csv", index=False)  # as a pack holds it
+    pd.testing.assert_frame_equal(read_residuals(tmp_path, ["volume"]), found, check_exact=True, check_dtype=False)
+    assert read_residuals(tmp_path, ["volume"])["volume"].isna().tolist() == [False, False, True]

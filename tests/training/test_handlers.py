@@ -24,6 +24,7 @@ from monai_mvreg.networks.multiscan import MultiScanNet, TargetScaling
 from monai_mvreg.networks.pools import LSTMPool
 from monai_mvreg.networks.task import Number, NumberWithSpread, TimeToEvent
 from monai_mvreg.results.calibration import Baseline, Interval
+from monai_mvreg.results.predictions_table import PredictionsTable
 from monai_mvreg.training import handlers
 from monai_mvreg.training.batches import collate_scans
 from monai_mvreg.training.handlers import (
@@ -204,6 +205,36 @@ def test_groups_of_patients_stand_last_in_columns_of_their_own(
     assert [(row["group_sex"], row["group_scans"]) for row in found] == [("F", f"of {row['patient']}") for row in found]
 
 
+def test_names_of_patients_folds_and_groups_are_written_and_read_as_they_are(
+    net: MultiScanNet, patients: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    keys, sites = ["NA", "None", "007", "1e5"], ["NA", "", "nan", "TRUE"]
+    named = [
+        {**p, "patient": key, "fold": key, "groups": {"site": site}}
+        for p, key, site in zip(patients, keys, sites, strict=True)
+    ]
+    evaluator(
+        net, named, PredictionSaver(str(tmp_path / "predictions.csv"), net, task=NUMBER, target=["volume"], unit="NA")
+    ).run()
+    table = PredictionsTable.read(tmp_path / "predictions.csv")
+    assert dict(zip(table.patient, table.groups["site"], strict=True)) == dict(zip(keys, sites, strict=True))
+    assert table.fold.tolist() == table.patient.tolist() and table.unit == "NA"
+
+
+@torch.no_grad()
+def test_every_digit_of_a_prediction_is_written_and_measured_values_as_in_the_table_of_the_cohort(
+    net: MultiScanNet, patients: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    measured = [{**patient, "label": [47.123 + 1e-3 * number]} for number, patient in enumerate(patients)]
+    evaluator(
+        net, measured, PredictionSaver(str(tmp_path / "predictions.csv"), net, task=NUMBER, target=["volume"])
+    ).run()
+    table, batch = PredictionsTable.read(tmp_path / "predictions.csv"), collate_scans(patients[:2])
+    expected = net.eval()(batch["image"], batch["mask"], batch["time"])[:, 0].double()
+    assert table.predicted("volume")[:2].tolist() == expected.tolist()
+    assert table.measured("volume").tolist() == [47.123, 47.124, 47.125, 47.126]
+
+
 @torch.no_grad()
 def test_predictions_are_those_of_the_network(
     net: MultiScanNet, patients: list[dict[str, Any]], rows: list[dict[str, str]]
@@ -340,6 +371,7 @@ def test_risks_are_written_with_time_and_event_and_what_curves_make_of_them(
         risk = np.array([float(row["log_risk"])])
         assert float(row["risk_60"]) == pytest.approx(1 - curves.survival(risk, np.array([60.0]))[0, 0], rel=1e-5)
         assert float(row["median_days"]) == curves.median_days(risk)[0]
+        assert float(row["log_hazard"]) == curves.log_hazard(risk, 60)[0]
 
 
 def test_the_concordance_is_that_of_the_whole_cohort(net: MultiScanNet, patients: list[dict[str, Any]]) -> None:

@@ -122,7 +122,7 @@ def crossvalidate(plan: Plan, out: Path, *, folds: int = 5, seeds: Sequence[int]
         raise ValueError(f"expected at least 3 folds, to train, to choose the epoch and to test, got {names}")
     out.mkdir(parents=True, exist_ok=True)
     cohort_now = cohort_hash(datalist(cohort.patients), str(plan.dataset))
-    _same_plan(out / "plan.json", plan, {"folds": names, "cohort": f"{cohort_now} {cohort.unit}"}, settings)
+    _same_plan(out / "plan.json", plan, {"folds": names, "cohort": f"hash {cohort_now}, unit {cohort.unit}"}, settings)
     runs = [(test, other, seed) for test in names for other, seed in zip(_others(names, test), seeds, strict=False)]
     for test, validation, seed in tqdm(runs, "folds", unit="run", disable=None):
         left_out = {"test_folds": [test], "validation_folds": [validation], "seed": seed}

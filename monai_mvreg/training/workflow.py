@@ -193,7 +193,7 @@ def expect_new_patients(
 
 
 def expect_target_names(columns: Columns) -> None:
-    """Refuse targets that could not be told apart from other columns of ``predictions.csv``.
+    """Refuse a target with the name of another column of ``predictions.csv``.
 
     Args:
         columns: which column of the table holds what.
@@ -201,15 +201,14 @@ def expect_target_names(columns: Columns) -> None:
     Raises:
         ValueError: naming the first such target.
     """
-    ends = ("_predicted", "_spread", "_low", "_high")
-    taken = {"patient", "fold", "unit", "scans", "days", "weights", "log_risk", "median_days"}
-    taken |= {name + end for name in columns.target for end in ends}
-    for name in [*columns.target, *([columns.event] if columns.event else [])]:
-        if name in taken or name.startswith(("risk_", "group_")) or name.endswith(ends[:2]):
+    targets = [*columns.target, *([columns.event] if columns.event else [])]
+    taken = ["patient", "fold", "unit", "scans", "days", "weights", "log_risk", "median_days", "log_hazard"]
+    taken += [name + end for name in columns.target for end in ("_predicted", "_spread", "_low", "_high")]
+    for name in targets:
+        if name in taken or re.match(r"group_|risk_\d", name) or targets.count(name) > 1:
             raise ValueError(
-                "expected a target that is not named like another column of predictions.csv (patient, fold, unit, "
-                "scans, days, weights, log_risk, median_days, risk_..., group_..., ..._predicted, ..._spread), got "
-                f"{name!r}: rename the column of the table"
+                f"expected a target that is not named like another column of predictions.csv, got {name!r}: rename the "
+                f"column of the table (taken: {', '.join(taken)}, and what begins with group_ or risk_ and a day)"
             )
 
 

@@ -809,7 +809,7 @@ def test_other_settings_than_those_of_the_training_are_named(
     [
         ({"columns#unit": None}, "unit (trained: mL, now: 1)"),
         ({"columns#day": None}, "dated, by columns#day or columns#date (trained: True, now: False)"),
-        ({"columns#covariates": {"day": "number"}}, "columns#covariates (trained: None, now: [{day: number}])"),
+        ({"columns#covariates": {"target": "number"}}, "columns#covariates (trained: None, now: [{target: number}])"),
         ({"horizons": [365]}, "horizons (trained: None, now: [365])"),
     ],
 )

@@ -14,7 +14,7 @@ import yaml
 from monai_mvreg.report import tripod
 from monai_mvreg.report.page import Section, rounded
 from monai_mvreg.results.predictions_table import PredictionsTable
-from monai_mvreg.trained.model_files import current_folder, has_model
+from monai_mvreg.trained.model_files import current_folder
 from monai_mvreg.trained.model_settings import ModelSettings, read_settings
 from monai_mvreg.trained.training_record import describe_group, quantiles_of, spread_of
 from monai_mvreg.trained.weights import weights_file
@@ -78,10 +78,10 @@ class RunRecord:
 
 def read_record(models: Path, *, evaluation: Path | None, metadata: Path | None, answers: Path | None) -> RunRecord:
     """Read the files; arguments and errors as of :func:`~monai_mvreg.report.card.write_card`."""
-    if not has_model(models):
-        raise FileNotFoundError(f"expected a trained model in {models}, found no settings.json")
     models = current_folder(models)
     weights_file(models)
+    if not (models / "settings.json").is_file():
+        raise FileNotFoundError(f"expected a trained model in {models}, found no settings.json")
     table, metrics = None, {}
     if evaluation is not None:
         for name in ("predictions.csv", "metrics.json"):

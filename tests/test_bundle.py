@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,11 +27,14 @@ from monai.transforms import EnsureTyped, RandomizableTrait
 from torch import Tensor
 
 from monai_mvreg.cli.main import main
+from monai_mvreg.cohort.split import fold_of
 from monai_mvreg.cohort.table import Columns, read_cohort
 from monai_mvreg.networks import pools
 from monai_mvreg.networks.multiscan import MultiScanNet
 from monai_mvreg.predict.prediction import Prediction, read_predictions
 from monai_mvreg.predict.predictor import Predictor
+from monai_mvreg.trained.model_settings import settings_of, write_settings
+from monai_mvreg.trained.training_patients import write_training_patients
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 CONFIGS = BUNDLE / "configs"
@@ -201,6 +205,7 @@ def test_training_writes_every_file_and_learns_more_than_the_mean(trained: Train
         "domain.json",
         "intervals.json",
         "model.pt",
+        "patients.json",
         "settings.json",
         "training.json",
     ]
@@ -469,14 +474,19 @@ DIFFERENT = {
     "evaluator": "without targets there is no metric",
     "output_dir": "predictions for new patients are not mixed with an evaluation",
     "unit": "that of the training, for there is no target",
+    "trained_dir": "a training writes its files apart until all of them are there",
 }
 
 
 @pytest.mark.parametrize(
     ("one", "other", "different"),
     [
-        ("train", "evaluate", {"pretrained", "imports", "run", "initialize"}),
-        ("train", "inference", {"pretrained", "imports", "run", "initialize", "cohort", "output_dir", "unit"}),
+        ("train", "evaluate", {"pretrained", "imports", "run", "initialize", "trained_dir"}),
+        (
+            "train",
+            "inference",
+            {"pretrained", "imports", "run", "initialize", "cohort", "output_dir", "unit", "trained_dir"},
+        ),
         (
             "evaluate",
             "inference",
@@ -790,7 +800,109 @@ def test_other_settings_than_those_of_the_training_are_named(
     (tmp_path / "settings").mkdir()
     (tmp_path / "settings" / "settings.json").write_text((trained.models / "settings.json").read_text())
     sentence = explain(name, intensity=[], model_dir=str(tmp_path / "settings"))
-    assert "other ones are ['intensity']" in sentence
+    expected = "intensity (trained: [ScaleIntensityRanged], now: [])"
+    assert sentence == f"settings differ from those the model was trained with: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"columns#unit": None}, "unit (trained: mL, now: 1)"),
+        ({"columns#day": None}, "dated, by columns#day or columns#date (trained: True, now: False)"),
+        ({"columns#covariates": {"target": "number"}}, "columns#covariates (trained: None, now: [{target: number}])"),
+        ({"horizons": [365]}, "horizons (trained: None, now: [365])"),
+    ],
+)
+def test_every_setting_that_changes_the_numbers_is_compared_before_an_evaluation(
+    overrides: dict[str, Any], sentence: str, explain: Callable[..., str], trained: Trained
+) -> None:
+    found = explain("evaluate", model_dir=str(trained.models), **overrides)
+    assert found == f"settings differ from those the model was trained with: {sentence}"
+
+
+def test_files_of_two_trainings_in_one_folder_are_not_evaluated(
+    explain: Callable[..., str], trained: Trained, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.models, tmp_path / "mixed")
+    (tmp_path / "mixed/intervals.json").write_text('{"target": null}')
+    sentence = explain("evaluate", model_dir=str(tmp_path / "mixed"))
+    assert "expected files of one training, got intervals.json of another one than settings.json" in sentence
+
+
+def test_patients_that_the_model_learned_from_are_not_evaluated_in_whatever_fold(
+    explain: Callable[..., str], study: Study, trained: Trained, tmp_path: Path
+) -> None:
+    table = changed(study, tmp_path, lambda rows: [r.update(fold=(int(r["fold"]) + 1) % 3) for r in rows] and None)
+    sentence = explain("evaluate", model_dir=str(trained.models), cohort_file=table)
+    assert sentence.startswith(
+        "expected patients that the model has not learned from, got 10 of 10 that it has (folds of its training: "
+        "['1', '2'], folds to evaluate: ['0'])"
+    )
+
+
+def test_on_purpose_patients_of_the_training_are_evaluated_and_the_report_says_so(
+    study: Study, trained: Trained, tmp_path: Path
+) -> None:
+    place = {"dataset_dir": str(study.data), "output_dir": str(tmp_path), "model_dir": str(trained.models)}
+    flow = workflow(study.config("evaluate"), "train", **place, evaluate_folds=["1"], allow_training_patients=True)
+    flow.initialize()
+    flow.run()
+    assert len(pd.read_csv(tmp_path / "predictions.csv")) == 10
+    assert "has learned from 10 of the 10 evaluated patients" in (tmp_path / "report.html").read_text()
+
+
+def test_other_patients_in_folds_of_the_same_names_are_evaluated(
+    study: Study, trained: Trained, tmp_path: Path
+) -> None:
+    table = changed(study, tmp_path, lambda rows: [r.update(patient=f"new {r['patient']}") for r in rows] and None)
+    place = {"dataset_dir": str(study.data), "output_dir": str(tmp_path), "model_dir": str(trained.models)}
+    folds = {"evaluate_folds": ["0", "1", "2"], "test_folds": ["1", "2"], "cohort_file": table}
+    flow = workflow(study.config("evaluate"), "train", **place, **folds)
+    flow.initialize()
+    flow.run()
+    assert len(pd.read_csv(tmp_path / "predictions.csv")) == 30
+    assert "has learned from" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_model_of_version_0_1_knows_its_patients_by_their_folds(
+    explain: Callable[..., str], trained: Trained, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.models, tmp_path / "old")
+    (tmp_path / "old/patients.json").unlink()
+    settings = json.loads((tmp_path / "old/settings.json").read_text())
+    new = ("format", "files", "columns#event", "columns#fold", "folds", "split_seed")
+    old = {name: entry for name, entry in settings.items() if name not in new}
+    (tmp_path / "old/settings.json").write_text(json.dumps(old))
+    given = {"model_dir": str(tmp_path / "old"), "evaluate_folds": ["1"], "test_folds": ["1"]}
+    assert "got 10 of 10 that it has (folds of its training: ['1', '2']" in explain("evaluate", **given)
+
+
+@pytest.mark.parametrize(("name", "value", "trained_with"), [("split_seed", 5, 0), ("folds", 4, 3)])
+def test_an_evaluation_under_another_split_is_refused(
+    name: str, value: int, trained_with: int, explain: Callable[..., str], study: Study, tmp_path: Path
+) -> None:
+    """The folder of a model that was trained on folds by a hash of the patients' keys."""
+    keys = {row["patient"]: fold_of(row["patient"], 3, seed=0) for row in read_table(study.data / "cohort.csv")}
+    config = ConfigParser.load_config_files(study.config("train"))
+    columns = Columns(day="day", target=["target"], unit="unit", subgroups=["site"])
+    whole = {**config, "folds": 3, "split_seed": 0}
+    write_settings(settings_of(whole, columns, unit="mL"), tmp_path / "models/settings.json")
+    parts = {"training": [key for key, fold in keys.items() if fold != "0"], "validation": ["another"]}
+    items = {part: [{"patient": key} for key in found] for part, found in parts.items()}
+    write_training_patients(tmp_path / "models/patients.json", items)
+    split = {"columns#fold": None, "folds": 3, "model_dir": str(tmp_path / "models")}
+    sentence = f"settings differ from those the model was trained with: {name} (trained: {trained_with}, now: {value})"
+    assert explain("evaluate", **{**split, name: value}) == sentence
+
+
+@pytest.mark.parametrize("name", ["weights", "target_low", "risk_365"])
+def test_a_target_with_the_name_of_another_column_of_the_predictions_is_refused_at_the_start(
+    name: str, explain: Callable[..., str], study: Study, tmp_path: Path
+) -> None:
+    table = changed(study, tmp_path, lambda rows: [r.update({name: r["target"]}) for r in rows] and None)
+    sentence = explain(target=["target", name], cohort_file=table)
+    assert sentence.startswith("expected a target that is not named like another column of predictions.csv")
+    assert f"got {name!r}" in sentence
 
 
 def test_a_training_without_a_validation_is_refused_before_it_starts(explain: Callable[..., str]) -> None:

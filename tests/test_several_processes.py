@@ -204,7 +204,7 @@ def test_when_a_process_is_killed_all_end_with_an_error_and_go_on_later(data: Pa
     assert "SIGKILL" in (tmp_path / "log").read_text()
     fewer = command(data, tmp_path / "cut", augmentation=slow, dropout=0.3, resume=True)
     done = subprocess.run(fewer, env=ALONE, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 1 and "processes (was 2, is 1)" in done.stderr
+    assert done.returncode == 1 and "processes (trained: 2, now: 1)" in done.stderr
     train(command(data, tmp_path / "cut", processes=2, augmentation=slow, dropout=0.3, resume=True))
     train(command(data, tmp_path / "whole", processes=2, augmentation=slow, dropout=0.3))
     expect_same(tmp_path / "cut", tmp_path / "whole")

@@ -32,3 +32,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8 that takes the place of ``path`` whole or not at all.
+
+    Args:
+        path: the file; folders above it are made.
+        text: its whole content.
+    """
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

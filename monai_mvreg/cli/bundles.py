@@ -74,7 +74,7 @@ def _export(options: argparse.Namespace) -> None:
     if options.onnx is None and options.torchscript is None:
         raise ValueError("expected a file to write, --onnx FILE or --torchscript FILE, got none")
     predictor = Predictor.from_bundle(options.bundle.resolve(), models=options.models)
-    unit = "" if predictor.trained.survival else f" {predictor.trained.settings['unit']}"
+    unit = "" if predictor.trained.survival else f" {predictor.trained.settings.unit}"
     for file, write in ((options.onnx, export_onnx), (options.torchscript, export_torchscript)):
         if file is not None:
             print(f"{file}: says what the model says, at most {write(predictor, file):.1g}{unit} apart on random scans")

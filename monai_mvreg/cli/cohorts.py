@@ -60,6 +60,7 @@ def add_cohort_verbs(verbs: Any) -> None:
 def _scan(options: argparse.Namespace) -> None:
     import json
 
+    from monai_mvreg.cache.atomic import atomic_write
     from monai_mvreg.cohort.inventory import as_json, contact_sheet, take_inventory, visits
     from monai_mvreg.cohort.sources import join_outcomes, pseudonym
     from monai_mvreg.cohort.table import TableRows
@@ -94,7 +95,8 @@ def _scan(options: argparse.Namespace) -> None:
     if secret:
         rows = rows.assign(patient=rows["patient"].map(hashes))
     if options.out:
-        rows.to_csv(options.out, index=False, sep="\t" if options.out.suffix == ".tsv" else ",")
+        with atomic_write(options.out) as unfinished:
+            rows.to_csv(unfinished, index=False, sep="\t" if options.out.suffix == ".tsv" else ",")
     if page is not None:
         contact_sheet(page, found, identify=options.identify)
     if options.json:
@@ -126,6 +128,7 @@ def _scan(options: argparse.Namespace) -> None:
 
 
 def _bids(options: argparse.Namespace) -> None:
+    from monai_mvreg.cache.atomic import atomic_write
     from monai_mvreg.cohort.sources import rows_from_bids
 
     if options.out.exists():
@@ -133,7 +136,8 @@ def _bids(options: argparse.Namespace) -> None:
     if not options.folder.is_dir():
         raise NotADirectoryError(f"expected a folder with scans, got {options.folder}")
     rows = rows_from_bids(options.folder)
-    rows.to_csv(options.out, index=False)
+    with atomic_write(options.out) as unfinished:
+        rows.to_csv(unfinished, index=False)
     print(f"{options.out}: {rows['patient'].nunique()} patients, {len(rows)} scans")
     if undated := int(rows["day"].isna().sum()):
         print(f"{undated} scans have no date: fill in the column day, or train with --columns#day '$None'")

@@ -94,11 +94,11 @@ def _cohort(options: argparse.Namespace, predictor: Predictor) -> Cohort:
     columns = Columns(
         patient=options.patient,
         path=options.path,
-        day=options.day if trained.settings["dated"] and not options.date else None,
+        day=options.day if trained.settings.dated and not options.date else None,
         date=options.date,
         view=options.view if trained.views else None,
         views=trained.views,
-        covariates=trained.settings["columns#covariates"] or {},
+        covariates=trained.settings.covariates,
     )
     return read_cohort(str(options.source), columns, images=str(home_of(options)))
 
@@ -252,10 +252,9 @@ def _patient_pages(
 
 
 def _write_whole(path: Path, text: str) -> None:
-    from monai_mvreg.cache.atomic import atomic_write
+    from monai_mvreg.cache.atomic import atomic_write_text
 
-    with atomic_write(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    atomic_write_text(path, text)
 
 
 def _count(number: int, noun: str) -> str:

@@ -20,6 +20,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from monai_mvreg.cache.atomic import atomic_write_text
 from monai_mvreg.cohort.sources import rows_from_scans
 from monai_mvreg.scans.addresses import relative, short
 from monai_mvreg.scans.burned_in import may_name_patient
@@ -157,7 +158,7 @@ def contact_sheet(page: Path, found: Inventory, *, identify: bool = False) -> No
     environment = jinja2.Environment(loader=jinja2.PackageLoader("monai_mvreg.cohort", "."), autoescape=True)
     template = environment.get_template("contact_sheet.html.j2")
     html = template.render(patients=patients, scans=len(found.scans), left_out=left_out, files=len(found.left_out))
-    page.write_text(html, encoding="utf-8")
+    atomic_write_text(page, html)
 
 
 def _picture(scan: Scan, identify: bool) -> tuple[str, str]:

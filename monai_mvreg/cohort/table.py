@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from monai_mvreg.cache.atomic import atomic_write
 from monai_mvreg.scans import addresses
 
 
@@ -367,7 +368,8 @@ def write_cohort(cohort: Cohort, path: str) -> None:
             if patient.fold is not None:
                 row["fold"] = patient.fold
             rows.append(row)
-    pd.DataFrame(rows).to_csv(path, index=False)
+    with atomic_write(Path(path)) as unfinished:
+        pd.DataFrame(rows).to_csv(unfinished, index=False)
 
 
 def columns_of(cohort: Cohort) -> Columns:

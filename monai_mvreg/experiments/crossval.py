@@ -24,12 +24,14 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.cache.atomic import atomic_write
 from monai_mvreg.cohort.split import balanced_seed
-from monai_mvreg.cohort.table import Cohort, TableRows
+from monai_mvreg.cohort.table import Cohort, TableRows, datalist
 from monai_mvreg.metrics.survival import Forecast, survival_metrics
 from monai_mvreg.report.evaluation import evaluation_sections, summarise
 from monai_mvreg.report.page import write_report
 from monai_mvreg.results.intervals import crossfit_intervals, extend_intervals
 from monai_mvreg.results.predictions_table import PredictionsTable, average
+from monai_mvreg.trained.model_settings import differences
+from monai_mvreg.training.workflow import cohort_hash
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ def crossvalidate(plan: Plan, out: Path, *, folds: int = 5, seeds: Sequence[int]
     if len(names) < 3:
         raise ValueError(f"expected at least 3 folds, to train, to choose the epoch and to test, got {names}")
     out.mkdir(parents=True, exist_ok=True)
-    _same_plan(out / "plan.json", plan, names, settings)
+    cohort_now = cohort_hash(datalist(cohort.patients), str(plan.dataset))
+    _same_plan(out / "plan.json", plan, {"folds": names, "cohort": f"hash {cohort_now}, unit {cohort.unit}"}, settings)
     runs = [(test, other, seed) for test in names for other, seed in zip(_others(names, test), seeds, strict=False)]
     for test, validation, seed in tqdm(runs, "folds", unit="run", disable=None):
         left_out = {"test_folds": [test], "validation_folds": [validation], "seed": seed}
@@ -181,17 +184,19 @@ def predict_new(plan: Plan, out: Path, table: Path) -> PredictionsTable:
     return found
 
 
-def _same_plan(path: Path, plan: Plan, names: Sequence[str], settings: dict[str, Any]) -> None:
-    """Write down what is run, or refuse to go on with something else."""
+def _same_plan(path: Path, plan: Plan, table: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Write down what is run and on which cohort, or refuse to go on with something else."""
     texts = {file.name: yaml.safe_load(file.read_text(encoding="utf-8")) for file in plan.configs}
-    now = {"settings": {**plan.settings, **settings}, "configs": texts, "folds": list(names)}
-    now = json.loads(json.dumps(now | {"dataset": str(plan.dataset)}))
+    now = {**table, "settings": {**plan.settings, **settings}, "configs": texts, "dataset": str(plan.dataset)}
+    now = json.loads(json.dumps(now))
     if not path.exists():
         _write_json(path, now)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    if differ := sorted(name for name in now if now[name] != before.get(name)):
-        raise ValueError(f"{path.parent}: it holds a run with other {', '.join(differ)}: name another folder")
+    if "cohort" not in before:  # version 0.1 did not write it down
+        del now["cohort"]
+    if differ := differences(before, now, labels=("there", "now")):
+        raise ValueError(f"{path.parent}: it holds a run that differs in {', '.join(differ)}: name another folder")
 
 
 def _run_fold(plan: Plan, place: Path, settings: dict[str, Any], fold: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from monai_mvreg.cache.atomic import atomic_write_text
 from monai_mvreg.report.page import INK, QUIET, Section, calm, write_report
 
 READ, PREPARE, KEPT, AUGMENT, PACK = "read and decode", "prepare", "read from cache_dir", "augment", "pack"
@@ -163,7 +164,7 @@ def write_profile(profile: Profile, out: Path) -> None:
     """Write ``profile.json`` and ``profile.html``, a page that needs nothing else, into a folder."""
     advice, table = advise(profile), as_table(profile)
     content = {**asdict(profile), "advice": advice}
-    (out / "profile.json").write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
+    atomic_write_text(out / "profile.json", json.dumps(content, indent=1, allow_nan=False))
     where = f"{profile.workers} workers" if profile.workers else "no workers: the main process loads"
     text = (
         f"On {profile.device}, {where}. The last of {len(profile.epochs)} epochs is shown; each ends with a validation."

@@ -13,6 +13,7 @@ import torch
 from monai.data import MetaTensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from monai_mvreg.cache.atomic import atomic_write_text
 from monai_mvreg.cohort.table import Patient
 from monai_mvreg.explain.native_space import to_native_space, write_map
 from monai_mvreg.explain.saliency import (
@@ -158,13 +159,13 @@ def explain_patient(
     }
     survival = predictor.trained.survival
     explanation = Explanation(
-        number="log_risk" if survival else predictor.trained.settings["target"][number],
-        unit="1" if survival else predictor.trained.settings["unit"],
+        number="log_risk" if survival else predictor.trained.settings.target[number],
+        unit="1" if survival else predictor.trained.settings.unit,
         value=value,
         maps=tuple(maps),
         checks=checks,
     )
-    (folder / "explanation.json").write_text(_to_json(explanation), encoding="utf-8")
+    atomic_write_text(folder / "explanation.json", _to_json(explanation))
     return explanation
 
 

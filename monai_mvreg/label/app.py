@@ -155,8 +155,8 @@ class PatientTask(InferTask):
         super().__init__(
             type=InferType.SEGMENTATION,
             labels=["raises it", "lowers it"],
-            dimension=len(trained.settings["spatial_size"]),
-            description=f"One number per patient: {', '.join(trained.settings['target'])}. {PURPOSE}",
+            dimension=len(trained.settings.spatial_size),
+            description=f"One number per patient: {', '.join(trained.settings.target)}. {PURPOSE}",
             config=dict(CHOICES),
         )
         self.predictor, self.lock = predictor, threading.Lock()

@@ -39,6 +39,7 @@ from monai_mvreg.results.calibration import cross_interval
 from monai_mvreg.scans.content_hash import codec_releases, content_hashes, scan_content
 from monai_mvreg.scans.find import Scan
 from monai_mvreg.scans.formats.byte_ranges import ScanError
+from monai_mvreg.trained.model_files import has_model
 from monai_mvreg.trained.trained_model import Member, Trained, read_residuals, read_trained
 from monai_mvreg.trained.training_domain import SHARES, ScanFacts, embed_scan, header_of, look
 
@@ -111,8 +112,8 @@ class Predictor:
             raise ValueError(f"expected a GPU for the device {device}, found none")
         place = models or bundle / "models"
         made = cls(read_trained(bundle, place, torch.device(device)), kept=kept)
-        if not (place / "settings.json").is_file():
-            made.residuals = read_residuals(place, made.trained.settings["target"])
+        if not has_model(place):
+            made.residuals = read_residuals(place, made.trained.settings.target)
         return made
 
     def prepare(self, address: str) -> Tensor:
@@ -220,6 +221,8 @@ class Predictor:
         seen: list[_Seen] = []
         unreadable = 0
         rows = sorted(zip(patient.scans, patient.days, patient.views, strict=True), key=lambda row: row[1])
+        if not self.trained.settings.dated:  # to the training all scans of a patient were one visit
+            rows = [(address, 0.0, view) for address, _, view in rows]
         for address, day, view in tqdm(rows, "scans", unit="scan", disable=None, leave=False):
             try:
                 header = found.headers.get(address) or header_of(address, self.trained.reader)
@@ -245,7 +248,7 @@ class Predictor:
         warnings = list(found.warnings)
         if unreadable:
             warnings.append(PredictionWarning("left_out", f"{unreadable} of {len(rows)} scans could not be used"))
-        undated = self.trained.settings["dated"] and found.headers and len(seen) > 1
+        undated = self.trained.settings.dated and found.headers and len(seen) > 1
         if undated and not any(date_of(scan, home) for scan in found.headers.values()):
             warnings.append(PredictionWarning("dates", "no scan has a date: all count as one visit"))
         return seen, left_out, warnings
@@ -260,7 +263,7 @@ class Predictor:
 
     def _read(self, address: str, header: Scan | None) -> tuple[ScanFacts, Tensor]:
         facts, image = look(address, header, self.transform)
-        channels, axes = self.trained.settings["channels"], len(self.trained.settings["spatial_size"])
+        channels, axes = self.trained.settings.channels, len(self.trained.settings.spatial_size)
         if image.ndim - 1 != axes or image.shape[0] != channels:
             got = f"{image.ndim - 1} and {image.shape[0]}"
             raise ValueError(f"expected {axes} dimensions and {channels} channels, got {got}")
@@ -303,11 +306,11 @@ class Predictor:
             spreads = torch.stack(known)[:, 0].numpy()
             spread = float(spreads.mean())
         numbers = []
-        for place, name in enumerate(self.trained.settings["target"]):
+        for place, name in enumerate(self.trained.settings.target):
             ends = self._ends(place, name, values[:, place], spreads[:, place])
             low, high, confidence = ends or (None, None, None)
             value = float(values[:, place].mean())
-            numbers.append(Number(name, self.trained.settings["unit"], value, low, high, confidence, spread))
+            numbers.append(Number(name, self.trained.settings.unit, value, low, high, confidence, spread))
         return tuple(numbers)
 
     def _ends(self, place: int, name: str, values: Array, spreads: Array) -> tuple[float, float, float] | None:

@@ -57,9 +57,9 @@ def find_patient(folder: Path, trained: Trained, *, covariates: Mapping[str, flo
     if (people := len({scan.patient for scan in found if scan.patient})) > 1:
         raise ValueError(f"expected the scans of one patient in {folder}, got those of {people}: give a table")
     dates = {scan.address: date_of(scan, folder) for scan in found}
-    dated = trained.settings["dated"] and any(dates.values())
+    dated = trained.settings.dated and any(dates.values())
     modalities = sorted({name for member in trained.members for name in member.domain.modalities})
-    axes = len(trained.settings["spatial_size"])
+    axes = len(trained.settings.spatial_size)
     taken: dict[str, Scan] = {}
     for scan in found:
         reason = ""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from monai_mvreg.cache.atomic import atomic_write_text
 from monai_mvreg.report import tripod
 from monai_mvreg.report.card_data import UNRECORDED, RunRecord, evaluation_data, read_record, training_data, whose
 from monai_mvreg.report.evaluation import evaluation_sections
@@ -84,7 +85,7 @@ def write_card(
     out.mkdir(parents=True, exist_ok=True)
     write_report(out / "model_card.html", title=title, sections=sections)
     path = out / "MODEL_CARD.md"
-    path.write_text(as_markdown(sections, title=title, pictures="model_card.html"), encoding="utf-8")
+    atomic_write_text(path, as_markdown(sections, title=title, pictures="model_card.html"))
     _log.info("model card: %s; %d questions are left to its authors", path, len(tripod.open_questions(run.answers)))
     return path
 
@@ -123,7 +124,7 @@ def _sections(run: RunRecord) -> list[Section]:
 
 def _details(run: RunRecord) -> Section:
     settings, training, meta = run.settings, run.training, run.metadata
-    unit = "" if settings.get("unit") == "1" else f" in {settings.get('unit')}"
+    unit = "" if settings.unit == "1" else f" in {settings.unit}"
     said = ", ".join(run.target[:1]) if run.survival else ", ".join(run.target) + unit
     output = f"for each patient: {said}"
     if run.survival:
@@ -136,25 +137,26 @@ def _details(run: RunRecord) -> Section:
     digest = weights_hash(read_weights(run.models))
     changed = " (not those that the training wrote)" if training.get("weights", digest) != digest else ""
     parameters = training.get("parameters")
-    covariates, views = settings.get("columns#covariates"), settings.get("columns#views")
+    parts = {**settings.own, **settings.entries}
+    covariates, views = parts.get("columns#covariates"), parts.get("columns#views")
     rows = [
         ("Name", meta.get("name", UNRECORDED)),
         ("Version", meta.get("version", UNRECORDED)),
         ("Task", meta.get("task", UNRECORDED)),
         ("Output", output),
-        ("Input", f"all scans of a patient, any number from one, {settings.get('channels')} channel(s) each"),
+        ("Input", f"all scans of a patient, any number from one, {parts['channels']} channel(s) each"),
         ("Covariates", ", ".join(covariates) if covariates else "none"),
         ("Kinds of scans told apart", ", ".join(views) if views else "none"),
         ("Trained until", training.get("finished", UNRECORDED)),
-        ("Encoder, for every scan", part_in_words(settings["encoder"], settings)),
-        ("Pool, over the scans", part_in_words(settings["pool"], settings)),
+        ("Encoder, for every scan", part_in_words(parts["encoder"], parts)),
+        ("Pool, over the scans", part_in_words(parts["pool"], parts)),
         ("Balancing", "events are spread over the batches; none counts more" if run.survival else "none"),
         ("Parameters", f"{parameters['all']}, {parameters['learned']} of them learned" if parameters else UNRECORDED),
         ("Software", ", ".join(f"{name} {version}" for name, version in versions.items()) or UNRECORDED),
         ("SHA-256 of the weights", digest + changed),
         ("Authors of the bundle", meta.get("authors", UNRECORDED)),
     ]
-    steps = [*steps_in_words(settings["grid"], settings), *steps_in_words(settings["intensity"], settings)]
+    steps = [*steps_in_words(parts["grid"], parts), *steps_in_words(parts["intensity"], parts)]
     text = "What is done to every scan, in this order:\n\n" + "\n".join(f"- {step}" for step in steps)
     return Section(tripod.DETAILS, text, table=pd.DataFrame(rows, columns=["What", "Is"]))
 

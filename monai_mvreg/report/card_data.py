@@ -14,6 +14,8 @@ import yaml
 from monai_mvreg.report import tripod
 from monai_mvreg.report.page import Section, rounded
 from monai_mvreg.results.predictions_table import PredictionsTable
+from monai_mvreg.trained.model_files import current_folder
+from monai_mvreg.trained.model_settings import ModelSettings, read_settings
 from monai_mvreg.trained.training_record import describe_group, quantiles_of, spread_of
 from monai_mvreg.trained.weights import weights_file
 
@@ -37,7 +39,7 @@ class RunRecord:
     """
 
     models: Path
-    settings: dict[str, Any]
+    settings: ModelSettings
     training: dict[str, Any]
     metadata: dict[str, Any]
     evaluation: Path | None
@@ -49,17 +51,17 @@ class RunRecord:
     @property
     def survival(self) -> bool:
         """Whether it is a time to an event."""
-        return (self.table is not None and self.table.is_time_to_event) or bool(self.settings.get("horizons"))
+        return (self.table is not None and self.table.is_time_to_event) or bool(self.settings.horizons)
 
     @property
     def target(self) -> list[str]:
         """The columns of the targets, without the event."""
-        return list(self.settings["target"])
+        return list(self.settings.target)
 
     @property
     def unit(self) -> str:
         """Of the targets, ``"1"`` for none."""
-        return "d" if self.survival else str(self.settings.get("unit", "1"))
+        return "d" if self.survival else self.settings.unit
 
     @property
     def known(self) -> PredictionsTable | None:
@@ -76,6 +78,7 @@ class RunRecord:
 
 def read_record(models: Path, *, evaluation: Path | None, metadata: Path | None, answers: Path | None) -> RunRecord:
     """Read the files; arguments and errors as of :func:`~monai_mvreg.report.card.write_card`."""
+    models = current_folder(models)
     weights_file(models)
     if not (models / "settings.json").is_file():
         raise FileNotFoundError(f"expected a trained model in {models}, found no settings.json")
@@ -90,7 +93,7 @@ def read_record(models: Path, *, evaluation: Path | None, metadata: Path | None,
         raise ValueError("answers: expected a text for each item, such as 5b: 2011 to 2019, got something else")
     return RunRecord(
         models=models,
-        settings=_json(models / "settings.json"),
+        settings=read_settings(models / "settings.json"),
         training=_json(models / "training.json") if (models / "training.json").is_file() else {},
         domain=_json(models / "domain.json") if (models / "domain.json").is_file() else {},
         metadata=_json(metadata) if metadata is not None else {},

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from monai_mvreg.cache.atomic import atomic_write_text
 from monai_mvreg.metrics.bootstrap import Estimate
 from monai_mvreg.metrics.regression import (
     cohort_metrics,
@@ -28,7 +29,19 @@ from monai_mvreg.metrics.regression import (
     mean_absolute_error,
 )
 from monai_mvreg.metrics.smooth import CalibrationCurve
-from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, must_not, rounded, span, value, write_report
+from monai_mvreg.report.page import (
+    INK,
+    QUIET,
+    Section,
+    calm,
+    caution,
+    caveat,
+    must_not,
+    rounded,
+    span,
+    value,
+    write_report,
+)
 from monai_mvreg.report.subgroups import error_subgroups
 from monai_mvreg.results.predictions_table import PredictionsTable
 
@@ -139,21 +152,22 @@ def evaluation_sections(
     return [*sections, must_not(known, target, unit=unit, time=False), Section("Limits", _LIMITS)]
 
 
-def write_evaluation(folder: str, target: Sequence[str], *, training_mean: Sequence[float]) -> None:
+def write_evaluation(folder: str, target: Sequence[str], *, training_mean: Sequence[float], notice: str = "") -> None:
     """Turn ``predictions.csv`` into ``metrics.json`` and ``report.html`` in the same folder; for the end of a run.
 
     Args:
         folder: holds ``predictions.csv`` and, where there was training, ``history.csv``.
         target: names of the targets.
         training_mean: mean of each target over the training patients, which the model is compared with.
+        notice: a sentence on top of the report, on what the numbers do not say; empty for none.
     """
     place = Path(folder)
     predictions = PredictionsTable.read(place / "predictions.csv")
     metrics: dict[str, Any] = {}
     for name in target:
         metrics |= summarise(predictions, name)
-    (place / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False), encoding="utf-8")
-    sections: list[Section] = []
+    atomic_write_text(place / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
+    sections = [caveat(notice)] if notice else []
     for name, mean in zip(target, training_mean, strict=True):
         baselines = {"Mean of the training patients": np.full(len(predictions), mean)}
         parts = evaluation_sections(predictions, place, name, baselines=baselines)

@@ -14,6 +14,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
+from monai_mvreg.cache.atomic import atomic_write_text
 from monai_mvreg.metrics.bootstrap import Estimate
 from monai_mvreg.results.predictions_table import PredictionsTable
 
@@ -99,7 +100,7 @@ def write_report(path: Path, *, title: str, sections: Sequence[Section], note: s
     pages.filters |= {"data_uri": _data_uri, "jpeg_uri": _jpeg_uri, "long": _long}
     pages.filters |= {"cell": as_cell, "wordy": _wordy}
     html = pages.get_template("page.html.j2").render(title=title, sections=sections, note=note)
-    path.write_text(html, encoding="utf-8")
+    atomic_write_text(path, html)
     return path
 
 
@@ -195,6 +196,11 @@ def calm(axes: Any, x: str, y: str, unit: str = "1") -> None:
     axes.tick_params(colors=QUIET, length=3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#9a9a9a")
+
+
+def caveat(notice: str) -> Section:
+    """The first section of a report whose numbers do not say what a reader would take them for."""
+    return Section("Not new patients", "", notices=[notice])
 
 
 def _data_uri(figure: Figure) -> str:

@@ -37,7 +37,7 @@ def report_training(
 
 
 def report_evaluation(
-    task: Task, folder: str, models: str, *, target: Sequence[str], training_mean: Sequence[float]
+    task: Task, folder: str, models: str, *, target: Sequence[str], training_mean: Sequence[float], notice: str = ""
 ) -> None:
     """Report on the predictions of an evaluation; for the end of a run.
 
@@ -47,9 +47,10 @@ def report_evaluation(
         models: the folder of the model.
         target: names of the targets.
         training_mean: as in :func:`report_training`.
+        notice: a sentence on top of the report, on what the numbers do not say; empty for none.
     """
     if isinstance(task, TimeToEvent):
         curve = str(Path(models) / "survival.json")
-        report_on(folder, curve, target=[*target, task.event], horizons=list(task.horizons))
+        report_on(folder, curve, target=[*target, task.event], horizons=list(task.horizons), notice=notice)
     else:
-        write_evaluation(folder, target, training_mean=training_mean)
+        write_evaluation(folder, target, training_mean=training_mean, notice=notice)

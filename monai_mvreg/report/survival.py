@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from monai_mvreg.cache.atomic import atomic_write_text
 from monai_mvreg.metrics.bootstrap import Array, Estimate
 from monai_mvreg.metrics.survival import (
     Forecast,
@@ -28,7 +29,7 @@ from monai_mvreg.metrics.survival import (
     survival_differences,
     survival_metrics,
 )
-from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, must_not, rounded, span, write_report
+from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, caveat, must_not, rounded, span, write_report
 from monai_mvreg.report.subgroups import risk_subgroups
 from monai_mvreg.results.calibration import Baseline, fit_baseline, read_part, write_part
 from monai_mvreg.results.predictions_table import PredictionsTable
@@ -73,7 +74,7 @@ def fit_curves(folder: str, curves: str, *, target: Sequence[str], horizons: Seq
     _report(table, baseline, Path(folder), horizons)
 
 
-def report_on(folder: str, curves: str, *, target: Sequence[str], horizons: Sequence[float]) -> None:
+def report_on(folder: str, curves: str, *, target: Sequence[str], horizons: Sequence[float], notice: str = "") -> None:
     """Turn ``predictions.csv`` into ``metrics.json`` and ``report.html`` in the same folder; for the end of a run.
 
     Args:
@@ -81,16 +82,19 @@ def report_on(folder: str, curves: str, *, target: Sequence[str], horizons: Sequ
         curves: what :func:`fit_curves` wrote.
         target: names of the columns with time and event.
         horizons: days at which chances are judged, increasing.
+        notice: a sentence on top of the report, on what the numbers do not say; empty for none.
 
     Raises:
         ValueError: as :func:`summarise_risk`, or if ``predictions.csv`` is of another time or event.
     """
-    _report(_read(folder, target), read_part(Baseline, curves), Path(folder), horizons)
+    _report(_read(folder, target), read_part(Baseline, curves), Path(folder), horizons, notice)
 
 
-def _report(table: PredictionsTable, baseline: Baseline, folder: Path, horizons: Sequence[float]) -> None:
+def _report(
+    table: PredictionsTable, baseline: Baseline, folder: Path, horizons: Sequence[float], notice: str = ""
+) -> None:
     found = summarise_risk(table, baseline, horizons=horizons)
-    (folder / "metrics.json").write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
+    atomic_write_text(folder / "metrics.json", json.dumps(found, indent=1, allow_nan=False))
     time, event = table.outcome
     stored = found[time]
     _log.info(
@@ -101,7 +105,8 @@ def _report(table: PredictionsTable, baseline: Baseline, folder: Path, horizons:
         stored["events"],
         stored["d_calibration_p"],
     )
-    sections = survival_sections(table, baseline, stored, horizons=horizons)
+    sections = [caveat(notice)] if notice else []
+    sections += survival_sections(table, baseline, stored, horizons=horizons)
     _log.info("report: %s", write_report(folder / "report.html", title=f"Time to {event}", sections=sections))
 
 

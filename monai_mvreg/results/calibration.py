@@ -16,6 +16,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from monai_mvreg.cache.atomic import atomic_write_text
 from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.metrics.survival import censoring_survival, risk_slope
 from monai_mvreg.networks.task import Task, TimeToEvent
@@ -287,8 +288,7 @@ Calibration: TypeAlias = Baseline | Sequence[Interval | None]
 
 def write_part(part: Baseline | Interval | LowerBound | Recalibration, path: str | Path) -> None:
     """Write one of the above as JSON."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(asdict(part), allow_nan=False), encoding="utf-8")
+    atomic_write_text(Path(path), json.dumps(asdict(part), allow_nan=False))
 
 
 def read_part(kind: type[Part], path: str | Path) -> Part:
@@ -312,8 +312,7 @@ def read_part(kind: type[Part], path: str | Path) -> Part:
 def write_intervals(intervals: Mapping[str, Interval | None], path: str | Path) -> None:
     """Write the interval of each target as JSON; None for a target without."""
     found = {target: None if interval is None else asdict(interval) for target, interval in intervals.items()}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(found, allow_nan=False), encoding="utf-8")
+    atomic_write_text(Path(path), json.dumps(found, allow_nan=False))
 
 
 def read_intervals(path: str | Path, target: Sequence[str]) -> list[Interval | None]:

@@ -85,7 +85,7 @@ def check_model(settings: ListenSettings) -> Predictor:
     if predictor.trained.views:
         raise ValueError("expected a model that takes the scans of a folder, this one needs to be told their views")
     if not predictor.trained.survival:  # a log risk has no unit
-        unit_concept(predictor.trained.settings["unit"], of=predictor.trained.settings["target"][0])
+        unit_concept(predictor.trained.settings.unit, of=predictor.trained.settings.target[0])
     return predictor
 
 

@@ -70,9 +70,9 @@ def describe_export(predictor: Predictor) -> dict[str, str]:
     """
     trained, model = predictor.trained, predictor.model
     return {
-        "target": json.dumps(list(trained.settings["target"])),
+        "target": json.dumps(list(trained.settings.target)),
         "output": "log risk of the event: higher is sooner" if trained.survival else "the target in its unit",
-        "unit": "1" if trained.survival else str(trained.settings["unit"]),
+        "unit": "1" if trained.survival else trained.settings.unit,
         "inputs": json.dumps(list(_example(predictor, 1, 1))),
         "covariates": json.dumps(list(trained.covariates)),
         "views": json.dumps(list(trained.views)),
@@ -167,7 +167,7 @@ def export_torchscript(predictor: Predictor, path: Path) -> float:
 def _example(predictor: Predictor, patients: int, scans: int) -> dict[str, Tensor]:
     """Random patients with 1, 2, 3 ... of the scans, in no order of time."""
     trained, draw = predictor.trained, torch.Generator().manual_seed(10 * patients + scans)
-    shape = (trained.settings["channels"], *trained.settings["spatial_size"])
+    shape = (trained.settings.channels, *trained.settings.spatial_size)
     given = {
         "image": torch.rand(patients, scans, *shape, generator=draw),
         "mask": torch.arange(scans) < torch.arange(1, patients + 1).clamp(max=scans)[:, None],

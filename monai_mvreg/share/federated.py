@@ -19,6 +19,10 @@ from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor, nn
 
+from monai_mvreg.cache.atomic import atomic_write, atomic_write_text
+from monai_mvreg.trained.model_files import UNFINISHED
+from monai_mvreg.trained.model_settings import OF_EVALUATION, read_settings, setting_differences
+
 LEAST_PATIENTS = 5
 """A mean over fewer patients of a site says too much about one of them to leave it."""
 
@@ -38,9 +42,9 @@ def add_summary(path: str, label: Tensor, covariates: Tensor) -> None:
     Raises:
         ValueError: if a mean would be over fewer than :data:`LEAST_PATIENTS` patients.
     """
-    summary = json.loads(Path(path).read_text(encoding="utf-8"))
+    summary = read_settings(Path(path)).content()
     summary |= {"sites": 1, "patients": len(label), "label": _moments(label), "covariates": _moments(covariates)}
-    Path(path).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    atomic_write_text(Path(path), json.dumps(summary, indent=1))
 
 
 def _moments(rows: Tensor) -> list[dict[str, float]]:
@@ -65,24 +69,21 @@ def join_sites(summaries: Sequence[str], path: str) -> None:
         path: the file to write.
 
     Raises:
-        ValueError: naming the settings in which sites differ, or if fewer than one summary is given.
+        ValueError: naming the settings in which sites differ, with both values, or if fewer than one summary is given.
 
     Source: Chan, Golub, LeVeque, Updating formulae for computing sample variances, 1982.
         https://doi.org/10.1007/978-3-642-51461-6_3
     """
     if not summaries:
         raise ValueError("expected the summary of at least one site, got none")
-    sites = [_read(summary) for summary in summaries]
-    own = {"sites", "patients", *_MOMENTS}
-    names = sorted({name for site in sites for name in site} - own)
-    differ = [name for name in names if any(site.get(name) != sites[0].get(name) for site in sites)]
-    if differ:
-        raise ValueError(f"expected the same settings at all sites, got different ones: {differ}")
-    joined = {name: sites[0][name] for name in names}
+    sites, settings = [_read(summary) for summary in summaries], [read_settings(Path(file)) for file in summaries]
+    for file, other in zip(summaries, settings, strict=True):
+        if found := setting_differences(settings[0], other, OF_EVALUATION, labels=("there", "here")):
+            raise ValueError(f"{file}: expected the settings of {summaries[0]}, these differ: {', '.join(found)}")
+    joined: dict[str, Any] = settings[0].content()
     joined |= {name: sum(site[name] for site in sites) for name in ("sites", "patients")}
     joined |= {key: [_join(column) for column in zip(*(site[key] for site in sites), strict=True)] for key in _MOMENTS}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(joined, indent=1), encoding="utf-8")
+    atomic_write_text(Path(path), json.dumps(joined, indent=1))
 
 
 def _join(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -181,8 +182,8 @@ class AgreedScaling:
 
 def save_initial(network: nn.Module, path: str) -> None:
     """Save the weights that round 0 starts from, as a bare state dict."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), path)
+    with atomic_write(Path(path)) as unfinished:
+        torch.save(network.state_dict(), unfinished)
 
 
 def site_algo(bundle_root: str, config_file: Sequence[str], folders: Mapping[str, str]) -> MonaiAlgo:
@@ -208,7 +209,7 @@ def site_algo(bundle_root: str, config_file: Sequence[str], folders: Mapping[str
         # The evaluator of training, in a workflow of its own, so that it has its own copy of the network.
         config_evaluate_filename=files,
         eval_kwargs=dict(settings),
-        best_model_filepath=str(Path(settings["model_dir"]) / "model.pt"),
+        best_model_filepath=str(Path(settings["model_dir"]) / UNFINISHED / "model.pt"),
     )
 
 

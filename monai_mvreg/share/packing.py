@@ -26,6 +26,8 @@ import yaml
 
 from monai_mvreg.cache.atomic import atomic_write
 from monai_mvreg.predict.prediction import PURPOSE
+from monai_mvreg.trained.model_files import check_files, read_whole
+from monai_mvreg.trained.model_settings import read_settings
 from monai_mvreg.trained.trained_model import model_folders, read_residuals, read_trained
 from monai_mvreg.trained.weights import read_weights, weights_hash
 
@@ -94,11 +96,9 @@ def pack_bundle(bundle: Path, models: Path, path: Path) -> PackFacts:
     places = model_folders(models)
     for place in places:
         home = "models" if place == models else f"models/{place.parent.name}/models"
-        files |= {f"{home}/{name}": (place / name).read_bytes() for name in _OF_MODEL if (place / name).is_file()}
-        weights = {name: tensor.contiguous().clone() for name, tensor in read_weights(place).items()}
-        files[f"{home}/model.safetensors"] = safetensors.torch.save(weights)
+        files |= {f"{home}/{name}": content for name, content in read_whole(place, _model_of).items()}
     if places != [models]:
-        residuals = read_residuals(models, trained.settings["target"])
+        residuals = read_residuals(models, trained.settings.target)
         residuals = residuals.sort_values(list(residuals.columns))
         files["models/residuals.csv"] = residuals.to_csv(index=False).encode()
     manifest = {
@@ -154,6 +154,14 @@ def unpack_bundle(path: Path, out: Path, *, sha256: str | None = None) -> PackFa
         place.write_bytes(content)
     unfinished.rename(out)
     return facts
+
+
+def _model_of(folder: Path) -> dict[str, bytes]:
+    """The files of a model that go into a pack; not the hashes of its patients, which stay where they were trained."""
+    files = {name: (folder / name).read_bytes() for name in _OF_MODEL if (folder / name).is_file()}
+    weights = {name: tensor.contiguous().clone() for name, tensor in read_weights(folder).items()}
+    check_files(folder, read_settings(folder / "settings.json").files, weights=weights_hash(weights))
+    return {**files, "model.safetensors": safetensors.torch.save(weights)}
 
 
 def _files_of(bundle: Path) -> list[str]:

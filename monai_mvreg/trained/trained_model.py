@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from monai_mvreg.networks.multiscan import MultiScanNet
 from monai_mvreg.networks.task import Task, TimeToEvent
 from monai_mvreg.results.calibration import Baseline, Interval, read_intervals, read_part
 from monai_mvreg.results.predictions_table import PredictionsTable
-from monai_mvreg.trained.moved_names import with_current_names
+from monai_mvreg.trained.model_files import check_files, has_model, read_whole
+from monai_mvreg.trained.model_settings import (
+    OF_EVALUATION,
+    OF_SPLIT,
+    ModelSettings,
+    inference_config,
+    read_settings,
+    setting_differences,
+)
 from monai_mvreg.trained.training_domain import Domain, read_domain
 from monai_mvreg.trained.weights import read_weights, set_weights, weights_file, weights_hash
-
-_TASKS = "monai_mvreg.networks.task"
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Trained:
     """All that a training left: how a scan is prepared, the networks, and what their outputs are.
 
     Args:
-        settings: what :func:`monai_mvreg.training.workflow.save_settings` wrote.
+        settings: what the networks depend on.
         reader: what reads a scan.
         transform: ``{"image": address}`` to a scan ``(C, *spatial)``; its first step reads the scan.
         task: what the outputs of the networks mean.
@@ -57,7 +62,7 @@ class Trained:
         version: of the bundle.
     """
 
-    settings: Mapping[str, Any]
+    settings: ModelSettings
     reader: Any
     transform: Compose
     task: Task
@@ -91,29 +96,33 @@ def read_trained(bundle: Path, models: Path, device: torch.device) -> Trained:
     if not config.is_file():
         raise FileNotFoundError(f"expected a bundle with configs/inference.yaml in {bundle}, found none: give --bundle")
     places = model_folders(models)
-    if not places and (models / "models" / "settings.json").is_file():
+    if not places and has_model(models / "models"):
         raise FileNotFoundError(f"expected a trained model in {models}, found one in {models / 'models'}: give that")
     if not places:
         raise FileNotFoundError(
             f"expected a trained model in {models}, found no settings.json: train first, or name its folder "
             "(--models; in a file of settings, models)"
         )
-    settings = _settings(places[0])
-    if differ := [place.parent.name for place in places if _settings(place) != settings]:
-        raise ValueError(f"expected models of the same settings, others are those of {', '.join(differ)}")
-    parser = _parser(config, settings)
+    read = [read_whole(place, lambda folder: _read_member(folder, config, device)) for place in places]
+    settings = read[0][0]
+    for place, (other, _) in zip(places, read, strict=True):
+        if differ := setting_differences(settings, other, [*OF_EVALUATION, *OF_SPLIT], labels=("there", "here")):
+            raise ValueError(
+                f"{place.parent.name}: expected the settings of {places[0].parent.name}, these differ: "
+                f"{', '.join(differ)}"
+            )
+    parser = inference_config(settings, config)
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
     columns = parser.get_parsed_content("columns")
-    task = parser.get_parsed_content("task")
     steps = [part for name in ("load", "grid", "intensity") for part in parser.get_parsed_content(name)]
     return Trained(
         settings=settings,
         reader=parser.get_parsed_content("reader"),
         transform=Compose(steps[1:]),  # the first unpacks the scans of a patient
-        task=task,
+        task=parser.get_parsed_content("task"),
         covariates=tuple(columns.covariate_names),
         views=tuple(columns.views),
-        members=tuple(_member(place, config, settings, isinstance(task, TimeToEvent), device) for place in places),
+        members=tuple(replace(member, fold=_fold(place)) for place, (_, member) in zip(places, read, strict=True)),
         name=metadata["name"],
         version=metadata["version"],
     )
@@ -121,10 +130,9 @@ def read_trained(bundle: Path, models: Path, device: torch.device) -> Trained:
 
 def model_folders(models: Path) -> list[Path]:
     """Find the folder of each trained model: the given one, or those of a cross-validation; empty if there is none."""
-    if (models / "settings.json").is_file():
+    if has_model(models):
         return [models]
-    places = sorted(place / "models" for place in models.glob("fold-*_seed-*"))
-    return [place for place in places if (place / "settings.json").is_file()]
+    return [place for place in sorted(fold / "models" for fold in models.glob("fold-*_seed-*")) if has_model(place)]
 
 
 def read_residuals(models: Path, target: Sequence[str]) -> pd.DataFrame:
@@ -158,54 +166,28 @@ def read_residuals(models: Path, target: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _settings(place: Path) -> dict[str, Any]:
-    content = json.loads((place / "settings.json").read_text(encoding="utf-8"))
-    settings: dict[str, Any] = with_current_names(content)
-    if not {"loss", "dated", "own", "horizons"} <= set(settings):
-        raise ValueError(f"{place / 'settings.json'}: expected the settings of a training by this version: train again")
-    if "task" not in settings:
-        settings["task"] = _task_of_0_1(settings["loss"])
-    return settings
-
-
-def _task_of_0_1(loss: Mapping[str, Any] | str) -> dict[str, str]:
-    """Find the task of a model trained by version 0.1, whose settings name the loss alone."""
-    kind = str(loss["_target_"]).rpartition(".")[2] if isinstance(loss, Mapping) else ""
-    if kind in ("CoxLoss", "DiscreteHazardLoss", "WeibullLoss", "LogNormalLoss"):
-        return {"_target_": f"{_TASKS}.TimeToEvent", "loss": "@loss", "horizons": "@horizons"}
-    return {
-        "_target_": f"{_TASKS}.{'NumberWithSpread' if kind in ('GaussianLoss', 'QuantileLoss') else 'Number'}",
-        "loss": "@loss",
-    }
-
-
-def _parser(config: Path, settings: Mapping[str, Any]) -> ConfigParser:
-    """The config of inference with the settings of the training."""
-    parser = ConfigParser()
-    parser.read_config(str(config))
-    parser.set(with_current_names(parser.get()))
-    own = dict(settings["own"])
-    known = set(parser.get())
-    imports = [line for line in own.pop("imports") if line not in parser["imports"]]
-    parser.update({"bundle_root": str(config.parents[1]), "imports": parser["imports"] + imports})
-    parser.update({name: entry for name, entry in own.items() if name not in known})
-    told = {"unit", "dated", "own"}  # no settings of the bundle
-    parser.update({name: entry for name, entry in settings.items() if name not in told and entry is not None})
-    return parser
-
-
-def _member(place: Path, config: Path, settings: Mapping[str, Any], survival: bool, device: torch.device) -> Member:
+def _read_member(folder: Path, config: Path, device: torch.device) -> tuple[ModelSettings, Member]:
+    """Read the files of one training."""
+    settings = read_settings(folder / "settings.json")
     # A parser keeps the objects that it makes: each network needs one of its own.
-    network = _parser(config, settings).get_parsed_content("network_def")
-    weights = read_weights(place)
-    set_weights(network, weights, source=weights_file(place))
-    targets = [str(name) for name in settings["target"]]
-    fold = re.match(r"fold-(.*)_seed-", place.parent.name)
-    return Member(
+    parser = inference_config(settings, config)
+    network = parser.get_parsed_content("network_def")
+    survival = isinstance(parser.get_parsed_content("task"), TimeToEvent)
+    weights = read_weights(folder)
+    digest = weights_hash(weights)
+    check_files(folder, settings.files, weights=digest)
+    set_weights(network, weights, source=weights_file(folder))
+    member = Member(
         network=network.to(device).eval(),
-        weights=weights_hash(weights),
-        domain=read_domain(place / "domain.json"),
-        intervals=() if survival else tuple(read_intervals(place / "intervals.json", targets)),
-        curves=read_part(Baseline, place / "survival.json") if survival else None,
-        fold=fold[1] if fold else "",
+        weights=digest,
+        domain=read_domain(folder / "domain.json"),
+        intervals=() if survival else tuple(read_intervals(folder / "intervals.json", settings.target)),
+        curves=read_part(Baseline, folder / "survival.json") if survival else None,
+        fold="",
     )
+    return settings, member
+
+
+def _fold(models: Path) -> str:
+    found = re.match(r"fold-(.*)_seed-", models.parent.name)
+    return found[1] if found else ""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from monai.transforms import Compose
 
+from monai_mvreg.cache.atomic import atomic_write_text
 from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.networks.multiscan import MultiScanNet
 from monai_mvreg.scans.find import Scan
@@ -186,8 +187,7 @@ class Domain:
 
 def write_domain(domain: Domain, path: str | Path) -> None:
     """Write a domain as JSON; it holds ranges and percentiles, no patient."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(asdict(domain), allow_nan=False), encoding="utf-8")
+    atomic_write_text(Path(path), json.dumps(asdict(domain), allow_nan=False))
 
 
 def read_domain(path: str | Path) -> Domain:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from monai_mvreg.cache.atomic import atomic_write_text
 from monai_mvreg.results.levels import UNKNOWN, levels_of
 from monai_mvreg.trained.weights import read_weights, weights_hash
 
@@ -62,7 +63,18 @@ def save_training(
         "patients": {part: describe_patients(items, names) for part, items in patients.items()},
         "settings": dict(settings),
     }
-    Path(path).write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
+    atomic_write_text(Path(path), json.dumps(found, indent=1, allow_nan=False))
+
+
+def training_folds(path: Path) -> dict[str, int]:
+    """Patients of each fold that a network learned from, by its ``training.json``; empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        folds: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))["patients"]["training"]["folds"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{path}: expected the record of a training, got something else") from None
+    return folds
 
 
 def describe_patients(items: Sequence[Mapping[str, Any]], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:

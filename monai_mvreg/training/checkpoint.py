@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from monai_mvreg.cache.atomic import atomic_write
+from monai_mvreg.training.run_folder import expect_same_run
 
 
 class Stateful(Protocol):
@@ -118,7 +119,7 @@ class Checkpoint:
             self._tell(f"no checkpoint in {self.path}: the training starts from its beginning")
             return
         state = torch.load(self.path, map_location="cpu", weights_only=True)
-        self._expect_same(state["run"])
+        expect_same_run(self.path, state["run"], self.run)
         for name, part in self.states.items():
             part.load_state_dict(state["states"][name])
         engine.load_state_dict(state["trainer"])
@@ -130,16 +131,6 @@ class Checkpoint:
             engine.fire_event(Events.EPOCH_COMPLETED)
         if state["finished"]:
             engine.terminate()
-
-    def _expect_same(self, before: Mapping[str, Any]) -> None:
-        names = sorted(self.run.keys() | before.keys())
-        differ = [name for name in names if self.run.get(name) != before.get(name)]
-        if differ:
-            told = ", ".join(f"{name} (was {before.get(name)!r}, is {self.run.get(name)!r})" for name in differ)
-            raise ValueError(
-                f"{self.path}: expected to go on with the run it is of, another one differs in {told}: give the same "
-                "settings, or resume False to start anew"
-            )
 
     def _ask(self, number: int, frame: Any) -> None:
         self.asked = True

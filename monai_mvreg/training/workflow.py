@@ -20,10 +20,29 @@ from monai.apps import get_logger
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
+from monai_mvreg.cohort.split import select
+from monai_mvreg.cohort.table import Cohort, Columns
 from monai_mvreg.errors import user_error
-from monai_mvreg.trained.moved_names import with_current_names
+from monai_mvreg.trained.model_files import PATIENTS_FILE, check_files
+from monai_mvreg.trained.model_settings import (
+    OF_EVALUATION,
+    OF_SPLIT,
+    ModelSettings,
+    expect_same,
+    read_settings,
+    settings_of,
+    write_settings,
+)
+from monai_mvreg.trained.training_patients import read_training_patients
+from monai_mvreg.trained.training_record import training_folds
+from monai_mvreg.trained.weights import WEIGHTS_FILES, read_weights, weights_hash
 
+_log = logging.getLogger(__name__)
 _READ_BY_MONAI = {"imports", "initialize", "run", "finalize", "_meta_"}
+# Entries that change no number: where things lie, and how they are computed.
+_PLACES = {"bundle_root", "dataset_dir", "output_dir", "model_dir", "trained_dir", "cohort_file", "outcomes_file"}
+_PLACES |= {"device", "workers", "cache_rate", "cache_dir", "embedding_cache", "embedding_cache_bytes"}
+_PLACES |= {"main_process", "resume", "subgroups", "imports", "initialize", "run", "finalize"}
 
 
 def refuse_unread_settings(configs: str) -> None:
@@ -87,79 +106,115 @@ def _calling_config() -> dict[str, Any]:
     raise RuntimeError("expected to be called from a config of a bundle")
 
 
-def _model_settings() -> dict[str, Any]:
-    """Pick from the running config what a trained model depends on."""
-    config = _calling_config()
-    settings = {name: config[name] for name in ("target", "channels", "reader", "spatial_size", "grid", "intensity")}
-    settings |= {name: config[name] for name in ("encoder", "pool", "outputs")}
-    columns = config["columns"]
-    settings |= {f"columns#{name}": columns.get(name) or None for name in ("views", "covariates")}
-    return dict(json.loads(json.dumps(settings)))
-
-
-def save_settings(path: str, *, unit: str) -> None:
-    """Write what a trained model depends on, its preprocessing and parts, beside it; for the list ``run`` of training.
-
-    Beside the settings that :func:`same_settings` compares, the file holds what a prediction needs without the files
-    of the training: ``unit``, ``task``, ``loss``, ``horizons``, whether scans were ``dated``, and in ``own`` every
-    other entry and import that these refer to.
+def save_settings(path: str, *, columns: Columns, unit: str) -> None:
+    """Write what a trained model depends on, its preprocessing and parts; for the list ``run`` of training.
 
     Args:
         path: the JSON file.
+        columns: which column of the table holds what.
         unit: unit of the target.
+
     """
-    config, columns = _calling_config(), _calling_config()["columns"]
-    settings: dict[str, Any] = {**_model_settings(), "unit": unit, "loss": config.get("loss")}
-    settings |= {
-        "task": config["task"],
-        "horizons": config.get("horizons"),
-        "dated": bool(columns.get("day") or columns.get("date")),
-    }
-    settings["own"] = _needed(config, [name for name in settings if name not in ("unit", "dated")])
-    text = json.dumps(settings, indent=1).replace("::", "#")  # while a config runs, MONAI writes "@train::trainer"
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text, encoding="utf-8")
+    write_settings(settings_of(_calling_config(), columns, unit=unit), Path(path))
 
 
-def _needed(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The entries that these refer to, directly or not, and the imports that any of all these use."""
-    found, left = {name: config[name] for name in names if name in config}, list(names)
-    while left:
-        for name in re.findall(r"[@%](\w+)", json.dumps(found.get(left.pop(), ""))):
-            if name in config and name not in found:
-                found[name] = config[name]
-                left.append(name)
-    text = json.dumps(found)
-    lines = [line for line in config.get("imports", []) if re.search(rf"\b{re.split(r'[ .]', line)[-1]}\b", text)]
-    return {**{name: entry for name, entry in found.items() if name not in names}, "imports": lines}
-
-
-def same_settings(path: str) -> dict[str, Any]:
+def same_settings(path: str, *, columns: Columns, unit: str | None = None) -> ModelSettings:
     """Read what the model was trained with and refuse a config that differs, such as one without the preset.
 
     Args:
-        path: what :func:`save_settings` wrote.
+        path: what :func:`save_settings` wrote, beside the other files of the model.
+        columns: which column of the table at hand holds what.
+        unit: unit of the target in that table; None where no target is read.
 
     Returns:
-        The settings and the ``unit`` of the target.
+        The settings of the training.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the settings that differ.
+        ValueError: naming the settings that differ, with both values, or files that are of another training.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"expected the settings of a trained model in {path}, found no such file: train first")
-    trained: dict[str, Any] = with_current_names(json.loads(Path(path).read_text(encoding="utf-8")))
-    now = _model_settings()
-    differ = [name for name, value in now.items() if trained.get(name) != value]
-    if differ:
-        raise ValueError(
-            f"expected the settings the model was trained with, other ones are {differ}: give the same files"
-        )
+    trained = read_settings(Path(path))
+    expect_same(trained, settings_of(_calling_config(), columns, unit=unit), OF_EVALUATION)
+    folder = Path(path).parent
+    if trained.files and any((folder / name).is_file() for name in WEIGHTS_FILES):
+        check_files(folder, trained.files, weights=weights_hash(read_weights(folder)))
     return trained
 
 
-def describe_run(patients: Sequence[Mapping[str, Any]], root: str, *, processes: int = 1) -> dict[str, Any]:
+def expect_new_patients(
+    folder: str, cohort: Cohort, *, columns: Columns, folds: Sequence[str | int], allowed: bool = False
+) -> str:
+    """Refuse to evaluate a model on patients that it has learned from; for the list ``run`` of evaluation.
+
+    Patients are recognised by their keys. Where the training left no hashes of them, as version 0.1, its folds are
+    compared by name; a model from a pack knows neither, which a warning says.
+
+    Args:
+        folder: of the trained model.
+        cohort: the patients at hand.
+        columns: which column of their table holds what.
+        folds: those to evaluate.
+        allowed: evaluate such patients on purpose.
+
+    Returns:
+        A sentence for the report if the model has learned from some of them, else nothing.
+
+    Raises:
+        ValueError: if the model has learned from some of them and this is not allowed, or patients of the training are
+            split into other folds than there.
+    """
+    trained = read_settings(Path(folder) / "settings.json")
+    known = read_training_patients(Path(folder) / PATIENTS_FILE)
+    evaluated = select(cohort, folds)
+    learned = training_folds(Path(folder) / "training.json")
+    if known is not None:
+        if not allowed and known.has_any(patient.key for patient in cohort.patients):
+            expect_same(trained, settings_of(_calling_config(), columns, unit=None), OF_SPLIT)
+        count = known.learned_from(patient.key for patient in evaluated)
+    elif trained.format == 1:
+        count = sum(patient.fold in learned for patient in evaluated)
+    else:
+        _log.warning("the model does not know its training patients: whether these are new to it cannot be checked")
+        return ""
+    if count and not allowed:
+        raise ValueError(
+            f"expected patients that the model has not learned from, got {count} of {len(evaluated)} that it has "
+            f"(folds of its training: {sorted(learned)}, folds to evaluate: {sorted(map(str, folds))}): evaluate other "
+            "folds, or give allow_training_patients True to evaluate these on purpose"
+        )
+    if not count:
+        return ""
+    notice = (
+        f"The model has learned from {count} of the {len(evaluated)} evaluated patients: these numbers do not say how "
+        "well it predicts new patients."
+    )
+    _log.warning(notice)
+    return notice
+
+
+def expect_target_names(columns: Columns) -> None:
+    """Refuse a target with the name of another column of ``predictions.csv``.
+
+    Args:
+        columns: which column of the table holds what.
+
+    Raises:
+        ValueError: naming the first such target.
+    """
+    targets = [*columns.target, *([columns.event] if columns.event else [])]
+    taken = ["patient", "fold", "unit", "scans", "days", "weights", "log_risk", "median_days", "log_hazard"]
+    taken += [name + end for name in columns.target for end in ("_predicted", "_spread", "_low", "_high")]
+    for name in targets:
+        if name in taken or re.match(r"group_|risk_\d", name) or targets.count(name) > 1:
+            raise ValueError(
+                f"expected a target that is not named like another column of predictions.csv, got {name!r}: rename the "
+                f"column of the table (taken: {', '.join(taken)}, and what begins with group_ or risk_ and a day)"
+            )
+
+
+def describe_run(
+    patients: Sequence[Mapping[str, Any]], root: str, *, unit: str = "1", processes: int = 1
+) -> dict[str, Any]:
     """Describe what the numbers of a training depend on, for a checkpoint to compare: every setting, and the cohort.
 
     Where things lie may change (folders, the device, workers, what is kept in memory): none of it changes a number.
@@ -167,30 +222,30 @@ def describe_run(patients: Sequence[Mapping[str, Any]], root: str, *, processes:
     Args:
         patients: the items of the datasets for training and validation.
         root: the folder that their scans lie in.
+        unit: unit of the target.
         processes: how many train together.
 
     Returns:
-        Each setting by its name, ``cohort`` (a hash) and ``processes``.
+        Each setting by its name, ``cohort`` (a hash), ``unit of the target`` and ``processes``.
     """
-    places = {"bundle_root", "dataset_dir", "output_dir", "model_dir", "cohort_file", "outcomes_file", "device"}
-    places |= {
-        "workers",
-        "cache_rate",
-        "cache_dir",
-        "embedding_cache",
-        "embedding_cache_bytes",
-        "main_process",
-        "resume",
-        "subgroups",
-    }
-    places |= {"imports", "initialize", "run", "finalize"}
-    settings = {name: value for name, value in _leaves(_calling_config()) if name.split("#")[0] not in places}
+    settings = {name: value for name, value in _leaves(_calling_config()) if name.split("#")[0] not in _PLACES}
+    seen = [{name: entry for name, entry in item.items() if name != "groups"} for item in patients]  # for reports only
+    found = {**json.loads(json.dumps(settings)), "cohort": cohort_hash(seen, root)}
+    return {**found, "unit of the target": unit, "processes": processes}
+
+
+def cohort_hash(patients: Sequence[Mapping[str, Any]], root: str) -> str:
+    """Hash all that is known of patients, without where their scans lie.
+
+    Args:
+        patients: items of a dataset.
+        root: the folder that their scans lie in.
+    """
     cohort = hashlib.sha256()
     for patient in patients:
         scans = [os.path.relpath(scan, root) for scan in patient["image"]]
-        seen = {name: entry for name, entry in patient.items() if name != "groups"}  # a report alone reads these
-        cohort.update(json.dumps({**seen, "image": scans}, sort_keys=True).encode())
-    return {**json.loads(json.dumps(settings)), "cohort": cohort.hexdigest()[:16], "processes": processes}
+        cohort.update(json.dumps({**patient, "image": scans}, sort_keys=True).encode())
+    return cohort.hexdigest()[:16]
 
 
 def expect_validation(epochs: int, interval: int) -> None:

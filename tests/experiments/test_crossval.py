@@ -89,8 +89,14 @@ def test_every_patient_is_predicted_once_by_a_model_that_left_it_out(tmp_path: P
     again = crossvalidate(plan_of(folder), tmp_path / "out").frame
     pd.testing.assert_frame_equal(again, table)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.log")}
-    with pytest.raises(ValueError, match="a run with other settings: name another folder"):
+    with pytest.raises(ValueError, match=r"in settings#epochs \(there: not given, now: 3\): name another folder"):
         crossvalidate(plan_of(folder, epochs=3), tmp_path / "out")
+    rows = pd.read_csv(folder / "cohort.csv")
+    for name, corrected in (("target", rows["target"] + 100), ("unit", "mL")):
+        rows.assign(**{name: corrected}).to_csv(folder / "cohort.csv", index=False)
+        changed = plan_of(folder, **({"columns#unit": "unit"} if name == "unit" else {}))
+        with pytest.raises(ValueError, match=r"a run that differs in cohort \(there: hash \w+, unit 1, now: hash"):
+            crossvalidate(changed, tmp_path / "out")
 
 
 def test_a_cohort_without_folds_gets_balanced_ones_and_a_broken_run_names_its_log(tmp_path: Path) -> None:

@@ -100,8 +100,8 @@ def test_the_models_of_a_cross_validation_are_explained_by_the_mean_of_their_map
 
 def test_any_of_several_numbers_can_be_explained(folder: Path, tmp_path: Path) -> None:
     predictor = Predictor.from_bundle(BUNDLE, models=write_model(tmp_path / "model" / "models", outputs=2))
-    settings = {**predictor.trained.settings, "target": ["volume", "length"]}
-    predictor.trained = replace(predictor.trained, settings=settings)
+    entries = {**predictor.trained.settings.entries, "target": ["volume", "length"]}
+    predictor.trained = replace(predictor.trained, settings=replace(predictor.trained.settings, entries=entries))
     patient = patient_of(folder, predictor)
     found = [
         explain_patient(predictor, patient, tmp_path / f"{at}", methods={"gradcam": gradcam}, number=at)

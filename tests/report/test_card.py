@@ -31,9 +31,15 @@ SETTINGS: dict[str, Any] = {
     "intensity": [{"_target_": "monai.transforms.NormalizeIntensityd", "keys": "image", "nonzero": True}],
     "encoder": {"_target_": "monai.networks.nets.resnet10", "spatial_dims": 3, "n_input_channels": "@channels"},
     "pool": {"_target_": "monai_mvreg.networks.pools.GatedAttentionPool", "size": "@embedding_size"},
-    "columns#covariates": ["age", "sex"],
+    "outputs": 1,
+    "columns#covariates": {"age": "number", "sex": ["F", "M"]},
     "columns#views": None,
     "unit": "mL",
+    "reader": {"_target_": "monai_mvreg.scans.reader.ScanReader"},
+    "loss": {"_target_": "torch.nn.HuberLoss"},
+    "horizons": None,
+    "dated": True,
+    "own": {"imports": []},
 }
 
 

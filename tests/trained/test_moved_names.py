@@ -100,15 +100,16 @@ def test_a_run_of_the_bundle_takes_the_settings_of_version_0_1_for_its_own(tmp_p
     parts: dict[str, Any] = {name: [] for name in ("target", "channels", "spatial_size", "encoder", "pool", "outputs")}
     config = {
         **parts,
-        "columns": {},
+        "columns": {"_target_": "monai_mvreg.cohort.table.Columns"},
         "reader": None,
         "grid": [],
         "intensity": [NEW["collate"]],
         "imports": ["$import monai_mvreg.training.workflow as workflow"],
-        "run": [f"$workflow.same_settings({str(tmp_path / 'settings.json')!r})"],
+        "run": [f"$workflow.same_settings({str(tmp_path / 'settings.json')!r}, columns=@columns)"],
     }
     kept = {name: config[name] for name in ("reader", "grid", *parts)}
     kept |= {"columns#views": None, "columns#covariates": None, "intensity": [OLD["collate"]], "unit": "mL"}
+    kept |= {"dated": False, "loss": None, "horizons": None, "own": {"imports": []}}
     (tmp_path / "settings.json").write_text(json.dumps(kept))
     [trained] = ConfigParser(config).get_parsed_content("run")
-    assert trained["unit"] == "mL" and trained["intensity"] == [NEW["collate"]]
+    assert trained.unit == "mL" and trained.entries["intensity"] == [NEW["collate"]]

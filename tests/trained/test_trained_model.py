@@ -34,7 +34,10 @@ def test_networks_of_a_cross_validation_do_not_share_parts(tmp_path: Path) -> No
 def test_models_of_other_settings_are_no_ensemble(tmp_path: Path) -> None:
     write_model(tmp_path / "fold-a_seed-0" / "models")
     write_model(tmp_path / "fold-b_seed-0" / "models", unit="L")
-    with pytest.raises(ValueError, match="expected models of the same settings, others are those of fold-b_seed-0"):
+    with pytest.raises(
+        ValueError,
+        match=r"fold-b_seed-0: expected the settings of fold-a_seed-0, these differ: unit \(there: mL, here: L\)",
+    ):
         read_trained(BUNDLE, tmp_path, CPU)
 
 
@@ -57,7 +60,9 @@ def test_settings_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
     models = write_model(tmp_path / "models")
     settings = {name: value for name, value in SETTINGS.items() if name != "own"}
     (models / "settings.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="expected the settings of a training by this version: train again"):
+    with pytest.raises(
+        ValueError, match=r"expected the settings of a training by version 0\.1 or later, found no own: train again"
+    ):
         read_trained(BUNDLE, models, CPU)
 
 

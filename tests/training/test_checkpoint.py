@@ -189,8 +189,9 @@ def test_another_run_is_refused_by_what_differs(data: Path, undisturbed: Path, t
     before = {path: path.read_bytes() for path in (tmp_path / "again").rglob("*.pt")}
     done = run(data, tmp_path / "again", resume=True, **changed)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "another one differs in batch_size (was 3, is 4), cohort (was " in line and done.returncode == 1
-    assert "loss#_target_ (was 'torch.nn.HuberLoss', is 'torch.nn.MSELoss')" in line and "p01" not in line
+    assert "belongs to a different run; these settings changed: batch_size (trained: 3, now: 4), cohort (tr" in line
+    assert "loss#_target_ (trained: torch.nn.HuberLoss, now: torch.nn.MSELoss)" in line and "p01" not in line
+    assert done.returncode == 1
     assert {path: path.read_bytes() for path in (tmp_path / "again").rglob("*.pt")} == before
 
 

@@ -155,7 +155,7 @@ def test_settings_are_saved_with_all_that_they_refer_to_and_nothing_else(bundle:
     config = {
         **CONFIG,
         **parts,
-        "columns": {"day": "day"},
+        "columns": {"_target_": "monai_mvreg.cohort.table.Columns", "day": "day"},
         "unit": "$@dataset_dir",
         "dataset_dir": "elsewhere",
         "reader": {"dtype": "$pathlib.Path"},
@@ -167,7 +167,7 @@ def test_settings_are_saved_with_all_that_they_refer_to_and_nothing_else(bundle:
         "loss": {"delta": "%margin"},
         "task": {"loss": "@loss"},
         "imports": [*CONFIG["imports"], "$import pathlib", "$import shutil"],
-        "run": ["$workflow.save_settings(@bundle_root + '/settings.json', unit='mL')"],
+        "run": ["$workflow.save_settings(@bundle_root + '/settings.json', columns=@columns, unit='mL')"],
         "bundle_root": str(bundle),
     }
     (bundle / "configs/train.yaml").write_text(yaml.safe_dump(config))

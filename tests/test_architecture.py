@@ -34,7 +34,7 @@ LAYERS = [
 ROOMS: dict[str, str] = {
     "__main__": "cli",
     "cli": "cache cohort dicom_results errors experiments explain label predict report service share",
-    "service": "dicom_results predict scans",
+    "service": "dicom_results predict scans cache",
     "experiments": "cache cohort losses metrics report results scans trained training",
     "dicom_results": "cache cohort explain predict scans",
     "label": "cohort errors explain predict",

@@ -12,7 +12,8 @@ import torch
 from make_dicom import write_series
 from monai.bundle import ConfigParser
 
-from monai_mvreg.results.calibration import Baseline, Interval, write_intervals, write_part
+from monai_mvreg.cache.typed_json import write_json
+from monai_mvreg.results.calibration import Baseline, Interval
 from monai_mvreg.trained.training_domain import learn_domain
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -103,6 +104,6 @@ def write_model(place: Path, *, seed: int = 0, **settings: Any) -> Path:
         items=(items[:13], items[13:]),
         target=whole["target"],
     )
-    write_intervals(dict.fromkeys(whole["target"], Interval(3.0, 0.9)), place / "intervals.json")
-    write_part(Baseline((100.0, 400.0, 900.0), (0.1, 0.5, 1.0), 0.8, 0.1), place / "survival.json")
+    write_json(dict.fromkeys(whole["target"], Interval(3.0, 0.9)), place / "intervals.json")
+    write_json(Baseline((100.0, 400.0, 900.0), (0.1, 0.5, 1.0), 0.8, 0.1), place / "survival.json")
     return place

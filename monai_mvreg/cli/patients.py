@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,12 +20,22 @@ if TYPE_CHECKING:
 _METHODS = ("gradcam", "occlusion")
 
 
+class _PrintSchema(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print the schema, whatever else is asked for."""
+        from monai_mvreg.predict.prediction import prediction_schema
+
+        print(json.dumps(prediction_schema(), indent=1))
+        parser.exit()
+
+
 def add_patient_verbs(verbs: Any) -> None:
     """Add them to the parser of the command line."""
     predict = verbs.add_parser("predict", help="predict one patient from a folder, or all patients of a table")
     add_model_options(predict)
     predict.add_argument("--out", type=Path, metavar="FOLDER", help="write predictions.json and predictions.csv there")
     predict.add_argument("--json", action="store_true", help="print the predictions as JSON, and nothing else")
+    predict.add_argument("--schema", action=_PrintSchema, nargs=0, help="print the JSON schema of the answer, and stop")
     predict.set_defaults(verb=_predict)
 
     explain = verbs.add_parser("explain", help="write where in each scan the network found what moves the number")

@@ -1,28 +1,35 @@
-"""Number -> prediction: what is said of one patient, as JSON, which is the truth, and as a row of a table.
-
-``prediction.schema.json`` beside this file is the JSON schema of a file of predictions.
-"""
+"""Number -> prediction: what is said of one patient, as JSON, which is the truth, and as a row of a table."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 
 import pandas as pd
+from pydantic import Field
 
-FORMAT = "monai-mvreg predictions 1"
+from monai_mvreg.cache.typed_json import RecordError, checked, json_schema, strict
+
+FORMAT: Literal["monai-mvreg predictions 1"] = "monai-mvreg predictions 1"
 PURPOSE = "Research use only. Not a medical device: this may not guide the care of a patient."
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Day = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=1.000001)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Reason = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True)
 class Number:
     """One predicted number in target units; for a time to event the log risk: higher is sooner.
 
-    ``low`` and ``high`` hold the true value of a share ``confidence`` of new patients; ``spread`` is the standard
-    deviation that the network predicts. Each is None where it is not known.
+    ``unit`` is that of the training's table, 1 for none. A share ``confidence`` of new patients has its true value
+    between ``low`` and ``high``; ``spread`` is the standard deviation that the network predicts. Each is None where it
+    is not known.
     """
 
     name: str
@@ -30,30 +37,31 @@ class Number:
     value: float
     low: float | None = None
     high: float | None = None
-    confidence: float | None = None
+    confidence: Annotated[float, Field(gt=0, lt=1)] | None = None
     spread: float | None = None
 
 
 @dataclass(frozen=True)
 class SurvivalCurve:
-    """What a log risk means in time: the chance ``survival`` of no event through each of ``days``.
+    """What a log risk means in time: the probability ``survival`` of no event through each of ``days``.
 
-    ``horizons`` are the days that the model was made for, and ``risks`` the chance of the event by each.
+    ``horizons`` are the days that the model was made for, and ``risks`` the probability of the event by each.
     ``median_days`` is None where half of such patients are free of the event at the end of what is known.
     """
 
     median_days: float | None
     horizons: tuple[float, ...]
-    risks: tuple[float, ...]
-    days: tuple[float, ...]
-    survival: tuple[float, ...]
+    risks: tuple[Probability, ...]
+    days: tuple[Day, ...]
+    survival: tuple[Probability, ...]
 
 
 @dataclass(frozen=True)
 class UsedScan:
     """A scan that the prediction was made from.
 
-    ``day`` counts from the first scan used. ``weight`` is the scan's share in the pool; weights sum to 1.
+    ``day`` counts from the first scan used; ``modality`` is empty where it is not known. ``weight`` is the scan's share
+    in the pool; weights sum to 1.
     ``contributions`` say for each number how much lower it would be without this scan, in target units: exact for
     every pool, but they need not sum to anything. None for an only scan. ``content`` is the SHA-256 of its bytes.
     """
@@ -62,9 +70,9 @@ class UsedScan:
     day: float
     view: str | None
     modality: str
-    weight: float
+    weight: Weight
     contributions: tuple[float, ...] | None
-    content: str
+    content: Sha256
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class UnusedScan:
     """A file or series that was not used, and why."""
 
     address: str
-    reason: str
+    reason: Reason
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class PredictionWarning:
 
     check: str
     message: str
-    scan: int | None = None
+    scan: Annotated[int, Field(ge=0)] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,8 +103,8 @@ class ModelIdentity:
     name: str
     version: str
     software: str
-    weights: tuple[str, ...]
-    preprocessing: str
+    weights: Annotated[tuple[Sha256, ...], Field(min_length=1)]
+    preprocessing: Sha256
 
 
 @dataclass(frozen=True)
@@ -108,9 +116,9 @@ class Prediction:
     """
 
     patient: str
-    numbers: tuple[Number, ...]
+    numbers: Annotated[tuple[Number, ...], Field(min_length=1)]
     survival: SurvivalCurve | None
-    scans: tuple[UsedScan, ...]
+    scans: Annotated[tuple[UsedScan, ...], Field(min_length=1)]
     newest_visit: tuple[float, ...] | None
     left_out: tuple[UnusedScan, ...]
     warnings: tuple[PredictionWarning, ...]
@@ -122,7 +130,7 @@ class NoPrediction:
     """A patient of whom nothing can be predicted, and why."""
 
     patient: str
-    reason: str
+    reason: Reason
 
 
 def in_words(number: Number) -> str:
@@ -138,15 +146,28 @@ def in_words(number: Number) -> str:
     return text
 
 
+@strict
+@dataclass(frozen=True)
+class Predictions:
+    """A file of predictions, by patient. Research use only.
+
+    ``unpredicted`` are the patients of whom nothing can be predicted, and why.
+    """
+
+    format: Literal["monai-mvreg predictions 1"]
+    purpose: str
+    predictions: tuple[Prediction, ...]
+    unpredicted: tuple[NoPrediction, ...]
+
+
 def to_json(predictions: Sequence[Prediction], *, unpredicted: Sequence[NoPrediction] = ()) -> str:
-    """Write predictions as JSON, by the schema beside this file."""
-    whole: dict[str, Any] = {
-        "format": FORMAT,
-        "purpose": PURPOSE,
-        "predictions": [asdict(prediction) for prediction in predictions],
-    }
-    whole["unpredicted"] = [asdict(patient) for patient in unpredicted]
-    return json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False)
+    """Write predictions as JSON, by :func:`prediction_schema`.
+
+    Raises:
+        ValueError: if a number is not finite.
+    """
+    whole = Predictions(FORMAT, PURPOSE, tuple(predictions), tuple(unpredicted))
+    return json.dumps(asdict(whole), indent=1, allow_nan=False, ensure_ascii=False)
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -157,14 +178,17 @@ def read_predictions(path: Path) -> list[Prediction]:
         ValueError: if it holds something else.
     """
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-        if whole["format"] != FORMAT:
-            raise ValueError
-        return [_made(Prediction, entry) for entry in whole["predictions"]]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"{path.name}: expected predictions as mvreg predict writes them, got something else"
-        ) from None
+        return list(checked(Predictions, json.loads(path.read_text(encoding="utf-8"))).predictions)
+    except RecordError as error:  # its value may tell a patient
+        wrong = f"its entry {error.where} is missing or of another kind" if error.where else "it holds something else"
+    except ValueError:
+        wrong = "it is not JSON"
+    raise ValueError(f"{path.name}: expected predictions as mvreg predict writes them, {wrong}")
+
+
+def prediction_schema() -> dict[str, Any]:
+    """Give the JSON schema (draft 2020-12) of a file of predictions."""
+    return json_schema(Predictions)
 
 
 def as_rows(predictions: Sequence[Prediction]) -> pd.DataFrame:
@@ -192,21 +216,3 @@ def _row(prediction: Prediction) -> dict[str, Any]:
     row["left_out"] = len(prediction.left_out)
     row["warnings"] = "; ".join(dict.fromkeys(warning.check for warning in prediction.warnings))
     return row
-
-
-Made = TypeVar("Made")
-
-
-def _made(kind: type[Made], entry: dict[str, Any]) -> Made:
-    """Make a dataclass from what ``asdict`` made of it."""
-    if set(entry) != {field.name for field in fields(kind)}:  # type: ignore[arg-type]
-        raise ValueError
-    hints = get_type_hints(kind)
-    return kind(**{name: _value(hints[name], value) for name, value in entry.items()})
-
-
-def _value(hint: Any, value: Any) -> Any:
-    inner = next((part for part in get_args(hint) if is_dataclass(part)), hint)
-    if isinstance(value, list):
-        return tuple(_made(inner, part) if is_dataclass(inner) else part for part in value)  # type: ignore[arg-type]
-    return _made(inner, value) if isinstance(value, dict) else value  # type: ignore[arg-type]

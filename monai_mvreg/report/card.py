@@ -18,13 +18,14 @@ import numpy as np
 import pandas as pd
 
 from monai_mvreg.cache.atomic import atomic_write_text
+from monai_mvreg.cache.typed_json import read_json
 from monai_mvreg.report import tripod
 from monai_mvreg.report.card_data import UNRECORDED, RunRecord, evaluation_data, read_record, training_data, whose
 from monai_mvreg.report.evaluation import evaluation_sections
 from monai_mvreg.report.page import RESEARCH, Section, as_markdown, must_not, rounded, write_report
 from monai_mvreg.report.settings_in_words import part_in_words, resolve, steps_in_words
 from monai_mvreg.report.survival import survival_sections
-from monai_mvreg.results.calibration import Baseline, read_part
+from monai_mvreg.results.calibration import Baseline
 from monai_mvreg.trained.weights import read_weights, weights_hash
 
 _RESULTS = "The sections from here to “Ethical considerations”, as in the report of the evaluation."
@@ -191,7 +192,7 @@ def _results(run: RunRecord) -> list[Section]:
         if "d_calibration_p" not in stored:
             return [_table_of(stored)]
         days = [float(key.removeprefix("auc_")) for key in stored if key.startswith("auc_")]
-        baseline = read_part(Baseline, run.models / "survival.json")
+        baseline = read_json(Baseline, run.models / "survival.json")
         found = survival_sections(run.table, baseline, stored, horizons=days)
     else:
         for name in run.target:

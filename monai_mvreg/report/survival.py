@@ -19,6 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from monai_mvreg.cache.atomic import atomic_write_text
+from monai_mvreg.cache.typed_json import read_json, write_json
 from monai_mvreg.metrics.bootstrap import Array, Estimate
 from monai_mvreg.metrics.survival import (
     Forecast,
@@ -31,7 +32,7 @@ from monai_mvreg.metrics.survival import (
 )
 from monai_mvreg.report.page import INK, QUIET, Section, calm, caution, caveat, must_not, rounded, span, write_report
 from monai_mvreg.report.subgroups import risk_subgroups
-from monai_mvreg.results.calibration import Baseline, fit_baseline, read_part, write_part
+from monai_mvreg.results.calibration import Baseline, fit_baseline
 from monai_mvreg.results.predictions_table import PredictionsTable
 
 _log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def fit_curves(folder: str, curves: str, *, target: Sequence[str], horizons: Seq
     table = _read(folder, target)
     known = table.known(target[0])
     baseline = fit_baseline(known.log_risk, known.label)
-    write_part(baseline, curves)
+    write_json(baseline, curves)
     risk = table.log_risk
     chance = 1 - baseline.survival(risk, np.asarray(horizons, dtype=np.float64))
     table = table.with_curves(
@@ -87,7 +88,7 @@ def report_on(folder: str, curves: str, *, target: Sequence[str], horizons: Sequ
     Raises:
         ValueError: as :func:`summarise_risk`, or if ``predictions.csv`` is of another time or event.
     """
-    _report(_read(folder, target), read_part(Baseline, curves), Path(folder), horizons, notice)
+    _report(_read(folder, target), read_json(Baseline, curves), Path(folder), horizons, notice)
 
 
 def _report(

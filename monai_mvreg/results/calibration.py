@@ -6,17 +6,16 @@ good. A label of time to event is ``(P, 2)``: time in days, and 1 for an event o
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from monai_mvreg.cache.atomic import atomic_write_text
+from monai_mvreg.cache.typed_json import read_json, strict
 from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.metrics.survival import censoring_survival, risk_slope
 from monai_mvreg.networks.task import Task, TimeToEvent
@@ -24,6 +23,7 @@ from monai_mvreg.networks.task import Task, TimeToEvent
 _LEAST_HAZARD = 1e-12  # cumulative, before the first event
 
 
+@strict
 @dataclass(frozen=True)
 class Baseline:
     """From log risk to chances in time: a cumulative hazard that every patient's risk multiplies.
@@ -123,6 +123,7 @@ def mean_log_hazard(log_hazard: Array) -> Array:
         return np.asarray(np.logaddexp(least, np.log(rest)))
 
 
+@strict
 @dataclass(frozen=True)
 class Interval:
     """A conformal interval: prediction plus and minus ``reach`` times the spread.
@@ -194,6 +195,7 @@ def cross_interval(
     return low[len(residual) - rank], high[rank - 1]
 
 
+@strict
 @dataclass(frozen=True)
 class LowerBound:
     """A day before which the event does not come, for a share of the patients, from a predicted day.
@@ -251,24 +253,15 @@ def fit_lower_bound(predicted_days: Array, label: Array, *, horizon: float, conf
     return LowerBound(float(np.exp(-score[order[place]])), horizon, confidence)
 
 
-@dataclass(frozen=True)
-class Recalibration:
-    """A straight line from predicted to measured values; slope 1 and intercept 0 change nothing."""
-
-    slope: float
-    intercept: float
-
-    def apply(self, pred: Array) -> Array:
-        """Recalibrate predictions ``(P,)``."""
-        return self.slope * pred + self.intercept
-
-
-def fit_recalibration(pred: Array, target: Array) -> Recalibration:
-    """Fit the line by least squares: its slope and intercept are also the measures of calibration.
+def fit_recalibration(pred: Array, target: Array) -> tuple[float, float]:
+    """Fit the line from predicted to measured values by least squares.
 
     Args:
         pred: predictions ``(P,)`` for held-out patients.
         target: measured values ``(P,)``.
+
+    Returns:
+        Its slope and intercept, which measure calibration: 1 and 0 change nothing.
 
     Raises:
         ValueError: if lengths differ, or all predictions are the same.
@@ -279,54 +272,23 @@ def fit_recalibration(pred: Array, target: Array) -> Recalibration:
     if np.ptp(pred) == 0:
         raise ValueError("expected predictions that differ, got one value")
     slope, intercept = np.polyfit(pred, target, 1)
-    return Recalibration(float(slope), float(intercept))
+    return float(slope), float(intercept)
 
 
-Part = TypeVar("Part")
 Calibration: TypeAlias = Baseline | Sequence[Interval | None]
 
 
-def write_part(part: Baseline | Interval | LowerBound | Recalibration, path: str | Path) -> None:
-    """Write one of the above as JSON."""
-    atomic_write_text(Path(path), json.dumps(asdict(part), allow_nan=False))
-
-
-def read_part(kind: type[Part], path: str | Path) -> Part:
-    """Read what :func:`write_part` wrote.
-
-    Args:
-        kind: which of the above it is.
-        path: the JSON file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds something else.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
-    except (TypeError, AttributeError, json.JSONDecodeError):
-        raise ValueError(f"{Path(path).name}: expected the JSON of a {kind.__name__}, got something else") from None
-
-
-def write_intervals(intervals: Mapping[str, Interval | None], path: str | Path) -> None:
-    """Write the interval of each target as JSON; None for a target without."""
-    found = {target: None if interval is None else asdict(interval) for target, interval in intervals.items()}
-    atomic_write_text(Path(path), json.dumps(found, allow_nan=False))
-
-
 def read_intervals(path: str | Path, target: Sequence[str]) -> list[Interval | None]:
-    """Read what :func:`write_intervals` wrote, in the order of the targets.
+    """Read the intervals of a training, in the order of the targets.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it holds something else.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [None if content[name] is None else Interval(**content[name]) for name in target]
-    except (TypeError, KeyError, json.JSONDecodeError):
-        raise ValueError(f"{Path(path).name}: expected the intervals of {list(target)}, got something else") from None
+    found = read_json(dict[str, Interval | None], path)
+    if missing := [name for name in target if name not in found]:
+        raise ValueError(f"{Path(path).name}: expected the intervals of {list(target)}, got none of {missing}")
+    return [found[name] for name in target]
 
 
 def _residuals(pred: Array, target: Array) -> Array:
@@ -371,5 +333,5 @@ def read_calibration(task: Task, models: str | Path, target: Sequence[str]) -> C
         ValueError: if it holds something else.
     """
     if isinstance(task, TimeToEvent):
-        return read_part(Baseline, Path(models) / "survival.json")
+        return read_json(Baseline, Path(models) / "survival.json")
     return read_intervals(Path(models) / "intervals.json", target)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from monai_mvreg.cache.typed_json import write_json
 from monai_mvreg.metrics.bootstrap import Array
-from monai_mvreg.results.calibration import Interval, cross_interval, fit_interval, write_intervals
+from monai_mvreg.results.calibration import Interval, cross_interval, fit_interval
 from monai_mvreg.results.predictions_table import PredictionsTable
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def fit_intervals(folder: str, intervals: str, target: Sequence[str]) -> None:
         if interval is None:
             _log.warning("%s: no prediction intervals: expected at least %d measured values", name, _LEAST)
         table = table.with_interval(name, *_around(interval, table, name))
-    write_intervals(found, intervals)
+    write_json(found, intervals)
     table.write(path)
 
 

@@ -39,7 +39,13 @@ IMAGES = [
     if context.abstract_syntax is not None and context.abstract_syntax.name.endswith("Image Storage")
 ]
 _MOST_IN_MEMORY = 2**20  # bytes of a message that is no image
+_MAX_PDU = 65_536
 _SPARE_CONNECTIONS = 5  # above the limit of associations: these hear a polite refusal, more are just closed
+
+
+def _unnamed(settings: ListenSettings) -> float:
+    """Seconds that a peer has to say who it is."""
+    return min(10.0, settings.network_timeout)
 
 
 class Listener:
@@ -80,9 +86,9 @@ class Listener:
         entity.require_called_aet = True
         entity.require_calling_aet = [peer.ae_title for peer in given.peers]  # of no peer, no address is let in
         entity.maximum_associations = given.max_associations
-        entity.maximum_pdu_size = given.max_pdu
-        entity.acse_timeout, entity.dimse_timeout = given.association_timeout, given.message_timeout
-        entity.network_timeout = given.network_timeout
+        entity.maximum_pdu_size = _MAX_PDU
+        entity.acse_timeout = _unnamed(given)
+        entity.dimse_timeout = entity.network_timeout = given.network_timeout
         entity.add_supported_context(Verification)
         for kind in IMAGES:
             entity.add_supported_context(kind, SYNTAXES)
@@ -126,7 +132,7 @@ class Listener:
     def _opened(self, event: Any) -> None:
         """Let no peer claim more memory for one message than it was told it may send."""
         connection = event.assoc.dul.socket
-        connection.recv = _bounded(connection, self.settings.max_pdu + 2**16)
+        connection.recv = _bounded(connection, _MAX_PDU + 2**16)
 
     def _requested(self, event: Any) -> None:
         """Refuse an AE title that comes from an address of another peer."""
@@ -270,7 +276,7 @@ def _guarded(settings: ListenSettings, metrics: Metrics) -> type[ThreadedAssocia
             if isinstance(request, ssl.SSLSocket):
                 self.shaking.add(request)
                 try:
-                    request.settimeout(settings.association_timeout)
+                    request.settimeout(_unnamed(settings))
                     request.do_handshake()
                     request.settimeout(settings.network_timeout)
                 finally:

@@ -13,9 +13,10 @@ import pandas as pd
 import torch
 from monai.transforms import Compose
 
+from monai_mvreg.cache.typed_json import read_json
 from monai_mvreg.networks.multiscan import MultiScanNet
 from monai_mvreg.networks.task import Task, TimeToEvent
-from monai_mvreg.results.calibration import Baseline, Interval, read_intervals, read_part
+from monai_mvreg.results.calibration import Baseline, Interval, read_intervals
 from monai_mvreg.results.predictions_table import PredictionsTable
 from monai_mvreg.trained.model_files import check_files, has_model, read_whole
 from monai_mvreg.trained.model_settings import (
@@ -26,7 +27,7 @@ from monai_mvreg.trained.model_settings import (
     read_settings,
     setting_differences,
 )
-from monai_mvreg.trained.training_domain import Domain, read_domain
+from monai_mvreg.trained.training_domain import Domain
 from monai_mvreg.trained.weights import read_weights, set_weights, weights_file, weights_hash
 
 
@@ -180,9 +181,9 @@ def _read_member(folder: Path, config: Path, device: torch.device) -> tuple[Mode
     member = Member(
         network=network.to(device).eval(),
         weights=digest,
-        domain=read_domain(folder / "domain.json"),
+        domain=read_json(Domain, folder / "domain.json"),
         intervals=() if survival else tuple(read_intervals(folder / "intervals.json", settings.target)),
-        curves=read_part(Baseline, folder / "survival.json") if survival else None,
+        curves=read_json(Baseline, folder / "survival.json") if survival else None,
         fold="",
     )
     return settings, member

@@ -6,18 +6,16 @@ its modality, spacing and intensities with those of the training, and its embedd
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from monai.transforms import Compose
 
-from monai_mvreg.cache.atomic import atomic_write_text
+from monai_mvreg.cache.typed_json import strict, write_json
 from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.networks.multiscan import MultiScanNet
 from monai_mvreg.scans.find import Scan
@@ -117,6 +115,7 @@ def fit_cloud(training: Array, held_out: Array) -> Cloud | None:
     return Cloud(cloud.mean, cloud.axes, cloud.variances, cloud.rest, _floats(np.sort(cloud.distance(held_out))))
 
 
+@strict
 @dataclass(frozen=True)
 class Domain:
     """What a training saw.
@@ -183,27 +182,6 @@ class Domain:
         if known is None or known[0] <= value <= known[-1]:
             return {}
         return {"value": f"{target} {value:.4g}, training patients had {_span((known[0], known[-1]))}"}
-
-
-def write_domain(domain: Domain, path: str | Path) -> None:
-    """Write a domain as JSON; it holds ranges and percentiles, no patient."""
-    atomic_write_text(Path(path), json.dumps(asdict(domain), allow_nan=False))
-
-
-def read_domain(path: str | Path) -> Domain:
-    """Read what :func:`write_domain` wrote.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds something else.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        cloud = content.pop("cloud")
-        made = Cloud(**{key: _tuples(part) for key, part in cloud.items()}) if cloud is not None else None
-        return Domain(cloud=made, **{key: _tuples(part) for key, part in content.items()})
-    except (TypeError, KeyError, AttributeError, json.JSONDecodeError):
-        raise ValueError(f"{Path(path).name}: expected what a training saw, got something else") from None
 
 
 def header_of(address: str, reader: Any) -> Scan | None:
@@ -283,7 +261,7 @@ def learn_domain(
     days = [max(item["time"]) - min(item["time"]) for item in training]
     counts = [len(item["image"]) for item in training]
     labels = np.array([item["label"] for item in training], dtype=np.float64)
-    write_domain(
+    write_json(
         Domain(
             patients=len(training),
             scans=(min(counts), max(counts)),
@@ -324,9 +302,3 @@ def _span(ends: Sequence[float]) -> str:
 
 def _floats(values: Array) -> tuple[float, ...]:
     return tuple(float(f"{value:.8g}") for value in values)
-
-
-def _tuples(part: Any) -> Any:
-    if isinstance(part, dict):
-        return {key: _tuples(value) for key, value in part.items()}
-    return tuple(map(_tuples, part)) if isinstance(part, list) else part

@@ -89,7 +89,7 @@ def test_settings_and_model_are_checked_without_a_start(tmp_path: Path, capsys: 
 
 def test_a_wrong_setting_is_one_line_and_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(settings(tmp_path, prot=1)) == 2
-    assert capsys.readouterr().err.startswith("error: listen.yaml: prot: no such setting")
+    assert capsys.readouterr().err.startswith("error: listen.yaml: prot: no such entry")
 
 
 def test_a_model_that_needs_views_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

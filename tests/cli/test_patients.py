@@ -13,7 +13,7 @@ from mistakes import mistake
 from tiny_model import BUNDLE, write_model, write_scan, write_visit
 
 from monai_mvreg.cli.main import main
-from monai_mvreg.predict.prediction import read_predictions
+from monai_mvreg.predict.prediction import prediction_schema, read_predictions
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.scans.read import read_scan
 
@@ -78,6 +78,13 @@ def test_a_patient_without_a_prediction_does_not_stop_the_others_and_is_told(
     whole = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [one["patient"] for one in whole["predictions"]] == ["p0", "p2"]
     assert [one["patient"] for one in whole["unpredicted"]] == ["p1"]
+
+
+def test_the_schema_of_the_answer_is_printed_without_a_source(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["predict", "--schema"])
+    assert end.value.code == 0
+    assert json.loads(capsys.readouterr().out) == prediction_schema()
 
 
 def test_predict_refuses_in_one_line(

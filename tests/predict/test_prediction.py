@@ -5,7 +5,6 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-import monai_mvreg.predict.prediction as room
 from monai_mvreg.predict.prediction import (
     ModelIdentity,
     NoPrediction,
@@ -17,11 +16,12 @@ from monai_mvreg.predict.prediction import (
     UsedScan,
     as_rows,
     in_words,
+    prediction_schema,
     read_predictions,
     to_json,
 )
 
-SCHEMA = json.loads(Path(room.__file__).with_name("prediction.schema.json").read_text(encoding="utf-8"))
+SCHEMA = prediction_schema()
 HASH = "0" * 64
 
 
@@ -74,6 +74,15 @@ def test_another_file_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(ValueError, match=r"p\.json: expected predictions"):
         read_predictions(tmp_path / "p.json")
+
+
+def test_an_entry_of_another_kind_is_named_without_its_value(volume: Prediction, tmp_path: Path) -> None:
+    whole = json.loads(to_json([volume]))
+    whole["predictions"][0]["patient"] = 4711
+    (tmp_path / "p.json").write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match=r"p\.json: .* entry predictions 1\.patient is missing or of another") as error:
+        read_predictions(tmp_path / "p.json")
+    assert "4711" not in str(error.value)
 
 
 def test_a_number_that_is_not_finite_is_not_written(volume: Prediction) -> None:

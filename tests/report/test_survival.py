@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from monai_mvreg.cache.typed_json import read_json
 from monai_mvreg.metrics.survival import Forecast, auc_over_time, concordance, survival_metrics
 from monai_mvreg.report.survival import figure_curves, fit_curves, report_on, summarise_risk
-from monai_mvreg.results.calibration import Baseline, read_part
+from monai_mvreg.results.calibration import Baseline
 from monai_mvreg.results.predictions_table import PredictionsTable
 
 TARGET = ["days_left", "event"]
@@ -47,7 +48,7 @@ def test_the_numbers_are_those_of_the_metrics_on_patients_with_a_measured_time(t
     expected = concordance(known["log_risk"].to_numpy(), known[TARGET].to_numpy())
     assert found["harrell"]["value"] == pytest.approx(expected, rel=1e-9)  # type: ignore[index]
     assert "better than chance" in page and "ZZPHI" not in page and "1 more had no measured time" in page
-    baseline = read_part(Baseline, tmp_path / "models/survival.json")
+    baseline = read_json(Baseline, tmp_path / "models/survival.json")
     written = pd.read_csv(tmp_path / "predictions.csv")
     assert list(written.columns[2:8]) == [*TARGET, "log_risk", "median_days", "risk_300", "risk_900"]
     chances = 1 - baseline.survival(table["log_risk"].to_numpy(), np.array(HORIZONS))

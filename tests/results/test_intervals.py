@@ -104,7 +104,15 @@ def test_too_few_patients_leave_the_ends_empty_with_a_warning(tmp_path: Path, ca
     assert extend_intervals(new, [new], PredictionsTable(predictions(8)), "volume").frame["volume_low"].isna().all()
 
 
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "intervals.json").write_text('{"age": {"reach": 1.0}}')
-    with pytest.raises(ValueError, match=r"intervals.json: expected the intervals of \['volume'\]"):
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"volume": {"reach": 1.0}}', r"intervals.json: volume.confidence: expected a value, got nothing"),
+        ('{"age": null}', r"intervals.json: expected the intervals of \['volume'\], got none of \['volume'\]"),
+        ("[]", r"intervals.json: expected entries, name: value"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "intervals.json").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
         read_intervals(tmp_path / "intervals.json", ["volume"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 
 import pytest
@@ -37,24 +38,29 @@ def test_nested_settings_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"prot": 1}, "prot: no such setting"),
+        ({"prot": 1}, "prot: no such entry, expected one of folder, bundle"),
         ({"port": "104"}, "port: expected a whole number, got '104'"),
-        ({"port": 70_000}, "port: expected a port, got 70000"),
+        ({"port": 70_000}, "port: expected at most 65535, got 70000"),
         ({"quiet": "soon"}, "quiet: expected a number"),
-        ({"quiet": -1}, "quiet: expected no negative number"),
+        ({"quiet": -1}, "quiet: expected at least 0, got -1"),
+        ({"quiet": float("nan")}, "quiet: expected a finite number, got nan"),
         ({"quiet": True}, "quiet: expected a number"),
         ({"web": None}, "expected one archive"),
         ({"dimse": {"ae_title": "A", "host": "b", "port": 1}}, "expected one archive"),
         ({"web": {"url": "ftp://x"}}, "web: expected a url"),
-        ({"web": {}}, "web.url: expected this setting"),
+        ({"web": {}}, "web.url: expected a value, got nothing"),
         ({"web": {"url": "http://x", "user": "me"}}, "expected both user and password_file"),
         ({"peers": {"ae_title": "A"}}, "peers: expected a list"),
-        ({"peers": [{"ae_title": "A"}]}, "peers 1.address: expected this setting"),
-        ({"peers": [{"ae_title": "A", "address": "nowhere"}]}, "peers 1: 'nowhere'"),
+        ({"peers": [{"ae_title": "A"}]}, "peers 1.address: expected a value, got nothing"),
+        ({"peers": [{"ae_title": "A", "address": "nowhere"}]}, "peers 1.address: 'nowhere'"),
         ({"peers": [{"ae_title": "A" * 17, "address": "10.0.0.1"}]}, "1 to 16 printable"),
         ({"ae_title": " "}, "1 to 16 printable"),
-        ({"max_pdu": 10}, "max_pdu: expected 4096"),
-        ({"max_associations": 0}, "max_associations: expected a positive number"),
+        (
+            {"peers": [{"ae_title": "A", "address": "10.0.0.1", "port": 4}]},
+            "peers 1.port: no such entry",
+        ),
+        ({"folder": dt.date(2026, 1, 1), "bundle": 5}, "bundle: expected text, got 5"),
+        ({"max_associations": 0}, "max_associations: expected at least 1, got 0"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, object], sentence: str) -> None:
@@ -72,7 +78,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("bundle: b")
-    with pytest.raises(ValueError, match="folder: expected this setting, it is missing"):
+    with pytest.raises(ValueError, match="folder: expected a value, got nothing"):
         read_listen_settings(tmp_path / "x.yaml")
 
 

@@ -38,7 +38,6 @@ def started(home: Path, **settings: object) -> Listener:
         "peers": (Peer("SENDER", "127.0.0.1"),),
         "min_free_mb": 1.0,
         "max_object_mb": 0.1,
-        "association_timeout": 1.0,
         "network_timeout": 2.0,
         **settings,
     }
@@ -220,7 +219,7 @@ def raw(listener: Listener, data: bytes, *, wait: float = 0.0) -> None:
 
 
 def test_a_message_that_claims_to_be_huge_ends_its_connection_at_once(tmp_path: Path) -> None:
-    listener = started(tmp_path, association_timeout=20.0, network_timeout=20.0)
+    listener = started(tmp_path, network_timeout=20.0)
     with socket.create_connection(("127.0.0.1", listener.port), timeout=5) as connection:
         connection.sendall(struct.pack(">BBL", 1, 0, 2**31) + bytes(1000))
         assert connection.recv(100) == b""  # or a time-out after 5 s

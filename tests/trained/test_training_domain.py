@@ -11,6 +11,7 @@ from scipy.spatial.distance import mahalanobis
 from scipy.stats import kstest
 from tiny_model import BUNDLE, write_model
 
+from monai_mvreg.cache.typed_json import read_json, write_json
 from monai_mvreg.metrics.bootstrap import Array
 from monai_mvreg.trained.trained_model import read_trained
 from monai_mvreg.trained.training_domain import (
@@ -23,8 +24,6 @@ from monai_mvreg.trained.training_domain import (
     look,
     percentiles,
     ranges,
-    read_domain,
-    write_domain,
 )
 
 SEEN = Domain(
@@ -143,15 +142,15 @@ def test_a_number_beyond_those_of_the_training_is_told() -> None:
 def test_a_domain_is_read_back_as_it_was_written(draw: np.random.Generator, tmp_path: Path) -> None:
     cloud = fit_cloud(correlated(draw, 60, 6), correlated(draw, 30, 6))
     for domain in (SEEN, replace(SEEN, cloud=cloud, spacing=())):
-        write_domain(domain, tmp_path / "domain.json")
-        assert read_domain(tmp_path / "domain.json") == domain
+        write_json(domain, tmp_path / "domain.json")
+        assert read_json(Domain, tmp_path / "domain.json") == domain
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"cloud": {}}', '{"cloud": null, "patients": 3}'])
 def test_another_file_is_no_domain(text: str, tmp_path: Path) -> None:
     (tmp_path / "domain.json").write_text(text)
-    with pytest.raises(ValueError, match=r"domain\.json: expected what a training saw"):
-        read_domain(tmp_path / "domain.json")
+    with pytest.raises(ValueError, match=r"^domain\.json: "):
+        read_json(Domain, tmp_path / "domain.json")
 
 
 def test_a_scan_is_looked_at_before_it_is_prepared(tmp_path: Path) -> None:
@@ -171,7 +170,7 @@ def test_an_embedding_does_not_depend_on_the_mode_of_a_training(tmp_path: Path) 
 
 
 def test_what_a_training_saw_is_written_down(tmp_path: Path) -> None:
-    domain = read_domain(write_model(tmp_path / "models") / "domain.json")
+    domain = read_json(Domain, write_model(tmp_path / "models") / "domain.json")
     assert (domain.patients, domain.scans, domain.follow_up) == (13, (2, 2), (300.0, 300.0))
     assert domain.spacing == ((1.0, 1.0), (1.0, 1.0), (2.0, 2.0))
     assert domain.intensity[2] == pytest.approx((50, 50), abs=2)

@@ -7,7 +7,6 @@ are not shown, unless the user asks to identify. File names are shown: keep pati
 from __future__ import annotations
 
 import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.cache.atomic import atomic_write_text
 from monai_mvreg.cohort.sources import rows_from_scans
+from monai_mvreg.cohort.thumbnails import ScanPicture, as_jpeg, square_pixels
 from monai_mvreg.scans.addresses import relative, short
 from monai_mvreg.scans.burned_in import may_name_patient
 from monai_mvreg.scans.dicom.pixels import read_values
@@ -169,12 +168,10 @@ def _picture(scan: Scan, identify: bool) -> tuple[str, str]:
         picture = _middle(scan)
     except ScanError as error:
         return "", str(error)
-    low, high = np.percentile(picture, [1, 99])
-    grey = np.clip((picture - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
-    width, height = _in_proportion(scan, grey.shape[1], grey.shape[0])
-    buffer = io.BytesIO()
-    Image.fromarray(grey).resize((width, height)).save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", ""
+    # True to the distances in the patient where they are known (DICOM).
+    across, down = scan.spacing[:2] if isinstance(scan.content, Stack) and scan.spacing else (1.0, 1.0)
+    shown = ScanPicture(square_pixels(picture, across=across, down=down), None, "")
+    return f"data:image/jpeg;base64,{base64.b64encode(as_jpeg(shown, _EDGE)).decode()}", ""
 
 
 def _middle(scan: Scan) -> Array:
@@ -191,11 +188,3 @@ def _middle(scan: Scan) -> Array:
         return np.asarray(canonical[::-1, ::-1, canonical.shape[2] // 2].T)
     flat = array[:, :, array.shape[2] // 2] if array.ndim - scan.colour == 3 else array
     return np.asarray(np.swapaxes(flat, 0, 1))
-
-
-def _in_proportion(scan: Scan, columns: int, rows: int) -> tuple[int, int]:
-    """Width and height in pixels, true to the distances in the patient where they are known (DICOM)."""
-    across, down = scan.spacing[:2] if isinstance(scan.content, Stack) and scan.spacing else (1.0, 1.0)
-    width, height = float(columns), rows * min(max(down / across, 0.1), 10.0)
-    scale = _EDGE / max(width, height)
-    return max(round(width * scale), 1), max(round(height * scale), 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from monai_mvreg.cohort.thumbnails import ScanPicture, as_jpeg
 from monai_mvreg.predict.prediction import PURPOSE, NoPrediction, Number, Prediction, SurvivalCurve
 from monai_mvreg.report.page import Headline, Link, Section, Tile, rounded, value, write_report
 from monai_mvreg.report.patient_figures import (
@@ -24,7 +25,6 @@ from monai_mvreg.report.patient_figures import (
     signed,
 )
 from monai_mvreg.report.privacy import cleaner
-from monai_mvreg.report.thumbnails import ScanPicture, as_jpeg
 
 _DAYS_PER_YEAR = 365.25
 _READING = (

@@ -13,9 +13,9 @@ from monai.transforms import Orientation
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.cohort.table import Patient
+from monai_mvreg.cohort.thumbnails import ScanPicture, picture_of
 from monai_mvreg.explain.explanation import METHODS, explain_patient
 from monai_mvreg.predict.predictor import Predictor
-from monai_mvreg.report.thumbnails import ScanPicture, picture_of
 from monai_mvreg.scans.burned_in import may_name_patient
 from monai_mvreg.trained.training_domain import header_of
 

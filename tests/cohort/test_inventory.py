@@ -22,7 +22,7 @@ from monai_mvreg.scans.read import read_scan
 
 def pictures(page: Path) -> list[np.ndarray]:
     found = re.findall(r"data:image/jpeg;base64,([^\"]+)", page.read_text())
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in found]
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("L")) for text in found]
 
 
 def test_scans_stand_by_patient_and_day_and_those_of_one_day_together(tmp_path: Path) -> None:

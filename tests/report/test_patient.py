@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from monai_mvreg.cohort.thumbnails import ScanPicture, picture_of
 from monai_mvreg.predict.prediction import (
     PURPOSE,
     ModelIdentity,
@@ -31,7 +32,6 @@ from monai_mvreg.predict.prediction import (
     UsedScan,
 )
 from monai_mvreg.report.patient import write_index, write_patient_report
-from monai_mvreg.report.thumbnails import ScanPicture, picture_of
 
 VOID = {"meta", "img", "link", "br", "hr"}
 HASHES = ("a1b2c3d4e5f6" + "0" * 52, "0f1e2d3c4b5a" + "0" * 52)

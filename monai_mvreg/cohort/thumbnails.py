@@ -1,4 +1,4 @@
-"""A scan -> a small grey picture as radiologists look at it, with outlines of what raised and lowered the number."""
+"""A scan -> a small picture as radiologists look at it, with outlines of what raised and lowered the number."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class ScanPicture:
     """A slice of a scan to show.
 
     Args:
-        grey: brightness ``(rows, columns)`` with square pixels, turned as it is looked at; None where nothing may be
-            shown, for example because a name may be burned in.
-        saliency: of the same shape; above 0 raised the number, below lowered it. None for no outlines.
+        grey: brightness ``(rows, columns)``, or ``(rows, columns, 3)`` in colour, with square pixels, turned as it is
+            looked at; None where nothing may be shown, for example because a name may be burned in.
+        saliency: ``(rows, columns)``; above 0 raised the number, below lowered it. None for no outlines.
         caption: what it is, or why nothing is shown.
     """
 
@@ -65,15 +65,33 @@ def picture_of(
     return ScanPicture(_turned(grey, spacing), None if strength is None else _turned(strength, spacing), caption)
 
 
+def square_pixels(plane: npt.ArrayLike, *, across: float, down: float) -> Array:
+    """Stretch a slice ``(rows, columns[, 3])`` so that its pixels are as wide as they are high.
+
+    Args:
+        plane: brightness.
+        across: width of a pixel.
+        down: its height, in the same unit; taken as at most 10 times the width, and at least a tenth of it.
+
+    Example:
+        >>> square_pixels(np.zeros((20, 30)), across=1.0, down=5.0).shape
+        (100, 30)
+    """
+    grey, ratio = np.asarray(plane, dtype=np.float32), min(max(down / across, 0.1), 10.0)
+    rows, columns = round(grey.shape[0] * max(ratio, 1.0)), round(grey.shape[1] * max(1 / ratio, 1.0))
+    return grey if grey.shape[:2] == (rows, columns) else _resized(grey, columns, rows)
+
+
 def as_jpeg(picture: ScanPicture, edge: int) -> bytes:
     """The picture with its longer side of so many pixels; empty where nothing may be shown."""
     if picture.grey is None:
         return b""
     grey = np.nan_to_num(picture.grey)
     low, high = np.percentile(grey, [1, 99])
-    rows, columns = (max(round(edge * side / max(grey.shape)), 1) for side in grey.shape)
+    rows, columns = (max(round(edge * side / max(grey.shape[:2])), 1) for side in grey.shape[:2])
     grey = np.clip((grey - low) / max(float(high - low), 1e-12) * 255, 0, 255).astype(np.float32)
-    shown = np.repeat(_resized(grey, columns, rows).round().astype(np.uint8)[..., None], 3, axis=2)
+    shown = _resized(grey, columns, rows).round().astype(np.uint8)
+    shown = shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, axis=2)
     if picture.saliency is not None:
         _outline(shown, _resized(np.nan_to_num(picture.saliency), columns, rows))
     file = io.BytesIO()
@@ -111,13 +129,12 @@ def _spread(mask: npt.NDArray[np.bool_], pixels: int) -> npt.NDArray[np.bool_]:
 
 def _turned(plane: Array, spacing: Sequence[float]) -> Array:
     """Right on the left, the second axis up, pixels square."""
-    turned = np.rot90(plane)[:, ::-1]
-    least = min(spacing[:2])
-    columns, rows = (max(round(n * step / least), 1) for n, step in zip(plane.shape, spacing, strict=False))
-    return turned if turned.shape == (rows, columns) else _resized(turned, columns, rows)
+    return square_pixels(np.rot90(plane)[:, ::-1], across=spacing[0], down=spacing[1])
 
 
 def _resized(plane: Array, columns: int, rows: int) -> Array:
+    if plane.ndim == 3:
+        return np.stack([_resized(channel, columns, rows) for channel in np.moveaxis(plane, 2, 0)], axis=2)
     picture = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
     # Averages where it shrinks, and never goes beyond the values where it grows.
     return np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR))

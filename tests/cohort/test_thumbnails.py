@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_mvreg.report.thumbnails import ScanPicture, as_jpeg, picture_of
+from monai_mvreg.cohort.thumbnails import ScanPicture, as_jpeg, picture_of, square_pixels
 
 
 def pixels(picture: ScanPicture, edge: int = 200) -> np.ndarray:
@@ -83,3 +83,19 @@ def test_no_saliency_at_all_leaves_the_picture_as_it_is() -> None:
     image = np.random.default_rng(0).random((50, 50))
     same = picture_of(image, np.zeros((50, 50)), spacing=(1, 1))
     np.testing.assert_array_equal(pixels(same), pixels(picture_of(image, spacing=(1, 1))))
+
+
+def test_a_photograph_keeps_its_colours() -> None:
+    red = np.zeros((20, 30, 3), np.float32)
+    red[:, 15:, 0] = 255
+    shown = np.asarray(Image.open(io.BytesIO(as_jpeg(ScanPicture(red, None, ""), 60)))).astype(int)
+    assert shown.shape == (40, 60, 3)
+    assert (shown[:, 40:, 0] > 240).all() and (shown[:, 40:, 1:] < 15).all() and (shown[:, :20] < 15).all()
+
+
+@pytest.mark.parametrize(
+    ("across", "down", "shape"), [(1, 1, (20, 30)), (1, 5, (100, 30)), (4, 1, (20, 120)), (1e-9, 1, (200, 30))]
+)
+def test_pixels_become_square_and_no_picture_becomes_huge(across: float, down: float, shape: tuple[int, int]) -> None:
+    assert square_pixels(np.zeros((20, 30, 3)), across=across, down=down).shape == (*shape, 3)
+    assert square_pixels(np.full((20, 30), 7.0), across=across, down=down).tolist() == np.full(shape, 7.0).tolist()

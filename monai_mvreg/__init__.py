@@ -1,1 +1,9 @@
 """One number per patient from all of that patient's scans: a plugin package for MONAI."""
+
+from importlib.metadata import version as _version
+
+import lazy_loader
+
+__getattr__, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
+__version__ = _version("monai-mvreg")
+__all__ = [*_names, "__version__"]

@@ -13,7 +13,7 @@ from make_dicom import write_series
 from pydicom.dataset import Dataset
 
 from monai_mvreg.dicom_results.evidence import write_object
-from monai_mvreg.predict.prediction import ModelIdentity, Number, Prediction, UsedScan
+from monai_mvreg.predict.prediction import ModelIdentity, PredictedNumber, Prediction, UsedScan
 from monai_mvreg.predict.selection import inside
 from monai_mvreg.scans.content_hash import scan_content
 from monai_mvreg.scans.find import Scan, find_scans
@@ -21,7 +21,7 @@ from monai_mvreg.scans.find import Scan, find_scans
 needs_validator = pytest.mark.skipif(
     shutil.which("dciodvfy") is None, reason="dciodvfy is not installed (package dicom3tools of Debian)"
 )
-NUMBER = Number("volume", "mL", 12.345678901234567, 9.1, 15.2, 0.9, 1.25)
+NUMBER = PredictedNumber("volume", "mL", 12.345678901234567, 9.1, 15.2, 0.9, 1.25)
 MODEL = ModelIdentity("a model", "1.2", "monai-mvreg 0", ("a" * 64, "b" * 64), "c" * 64)
 # What the validator does not know yet, and what DICOMDIRs alone need.
 _KNOWN = ("99MVREG", "<QUANTITY>", "DICOMDIR", "permitted to be empty when actually unknown")

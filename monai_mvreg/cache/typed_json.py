@@ -63,6 +63,7 @@ def checked(kind: type[Record], content: Any) -> Record:
         RecordError: if an entry is missing, unknown or of another type.
 
     Example:
+        >>> from dataclasses import dataclass
         >>> @strict
         ... @dataclass(frozen=True)
         ... class Limits:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydicom.dataset import Dataset
 
 from monai_mvreg.dicom_results.structured_report import SCHEME
-from monai_mvreg.predict.prediction import ModelIdentity, Number, SurvivalCurve
+from monai_mvreg.predict.prediction import ModelIdentity, PredictedNumber, SurvivalCurve
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ReportedScan:
 class ReadReport:
     """What a report says; its curve has the horizons alone. ``warnings`` are those of the scans too."""
 
-    numbers: tuple[Number, ...]
+    numbers: tuple[PredictedNumber, ...]
     survival: SurvivalCurve | None
     scans: tuple[ReportedScan, ...]
     model: ModelIdentity
@@ -84,12 +84,12 @@ def _named(items: Iterable[Dataset], kind: str) -> list[tuple[str, Dataset]]:
     return [(_code(item).removeprefix(start), item) for item in items if _code(item).startswith(start)]
 
 
-def _numbers(items: Iterable[Dataset]) -> tuple[tuple[Number, ...], SurvivalCurve | None]:
+def _numbers(items: Iterable[Dataset]) -> tuple[tuple[PredictedNumber, ...], SurvivalCurve | None]:
     numbers = []
     for name, item in _named(items, "target"):
         below = item.get("ContentSequence", [])
         unit = item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0]
-        number = Number(
+        number = PredictedNumber(
             name=name,
             unit=str(unit.get("CodeValue") or unit.LongCodeValue),
             value=_value(item),

@@ -31,7 +31,7 @@ from monai_mvreg.dicom_results.evidence import (
     used_instances,
 )
 from monai_mvreg.dicom_results.ucum import unit_concept
-from monai_mvreg.predict.prediction import PURPOSE, Number, Prediction, SurvivalCurve, UsedScan, in_words
+from monai_mvreg.predict.prediction import PURPOSE, PredictedNumber, Prediction, SurvivalCurve, UsedScan, in_words
 from monai_mvreg.scans.addresses import short
 
 SCHEME = "99MVREG"
@@ -142,7 +142,7 @@ def _numbers_group(
     return group
 
 
-def _measured(number: Number, unit: CodedConcept, change: float | None) -> sr.Measurement:
+def _measured(number: PredictedNumber, unit: CodedConcept, change: float | None) -> sr.Measurement:
     """One number; what belongs to it is below it."""
     measured = sr.Measurement(private_concept(f"target.{number.name}", number.name), number.value, unit)
     share = unit_concept("1", of="confidence")

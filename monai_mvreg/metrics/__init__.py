@@ -1,0 +1,5 @@
+"""Metrics of a cohort, with intervals over patients."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -24,7 +24,7 @@ Reason = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True)
-class Number:
+class PredictedNumber:
     """One predicted number in target units; for a time to event the log risk: higher is sooner.
 
     ``unit`` is that of the training's table, 1 for none. A share ``confidence`` of new patients has its true value
@@ -116,7 +116,7 @@ class Prediction:
     """
 
     patient: str
-    numbers: Annotated[tuple[Number, ...], Field(min_length=1)]
+    numbers: Annotated[tuple[PredictedNumber, ...], Field(min_length=1)]
     survival: SurvivalCurve | None
     scans: Annotated[tuple[UsedScan, ...], Field(min_length=1)]
     newest_visit: tuple[float, ...] | None
@@ -133,11 +133,11 @@ class NoPrediction:
     reason: Reason
 
 
-def in_words(number: Number) -> str:
+def in_words(number: PredictedNumber) -> str:
     """A number with its unit and interval in one line, for who reads.
 
     Example:
-        >>> in_words(Number("volume", "mL", 52.314, 49.0, 55.5, 0.9))
+        >>> in_words(PredictedNumber("volume", "mL", 52.314, 49.0, 55.5, 0.9))
         'volume: 52.31 mL (90% interval 49 to 55.5)'
     """
     text = f"{number.name}: {number.value:.4g}" + ("" if number.unit == "1" else f" {number.unit}")

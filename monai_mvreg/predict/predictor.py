@@ -27,7 +27,7 @@ from monai_mvreg.networks.task import TimeToEvent
 from monai_mvreg.predict.prediction import (
     ModelIdentity,
     NoPrediction,
-    Number,
+    PredictedNumber,
     Prediction,
     PredictionWarning,
     SurvivalCurve,
@@ -295,10 +295,10 @@ class Predictor:
             )
         return outputs.cpu(), weights[0].double().cpu()
 
-    def _numbers(self, outputs: Sequence[Tensor], values: Array) -> tuple[Number, ...]:
+    def _numbers(self, outputs: Sequence[Tensor], values: Array) -> tuple[PredictedNumber, ...]:
         """Name the numbers, with their intervals; ``values`` are ``(members, T)``."""
         if self.trained.survival:
-            return (Number("log_risk", "1", float(values.mean(0)[0])),)
+            return (PredictedNumber("log_risk", "1", float(values.mean(0)[0])),)
         spreads = np.ones_like(values)
         spread = None
         read = [self.trained.task.read(output).spread for output in outputs]
@@ -310,7 +310,7 @@ class Predictor:
             ends = self._ends(place, name, values[:, place], spreads[:, place])
             low, high, confidence = ends or (None, None, None)
             value = float(values[:, place].mean())
-            numbers.append(Number(name, self.trained.settings.unit, value, low, high, confidence, spread))
+            numbers.append(PredictedNumber(name, self.trained.settings.unit, value, low, high, confidence, spread))
         return tuple(numbers)
 
     def _ends(self, place: int, name: str, values: Array, spreads: Array) -> tuple[float, float, float] | None:

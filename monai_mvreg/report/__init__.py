@@ -1,0 +1,5 @@
+"""Report: pages for people, of patients, evaluations and models."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from monai_mvreg.cohort.thumbnails import ScanPicture, as_jpeg
-from monai_mvreg.predict.prediction import PURPOSE, NoPrediction, Number, Prediction, SurvivalCurve
+from monai_mvreg.predict.prediction import PURPOSE, NoPrediction, PredictedNumber, Prediction, SurvivalCurve
 from monai_mvreg.report.page import Headline, Link, Section, Tile, rounded, value, write_report
 from monai_mvreg.report.patient_figures import (
     contributions,
@@ -162,7 +162,7 @@ def _result(prediction: Prediction) -> Section:
     return Section("Result", text, headlines=lines)
 
 
-def _reading(numbers: Sequence[Number]) -> str:
+def _reading(numbers: Sequence[PredictedNumber]) -> str:
     """One sentence on what an interval means, or more where the numbers differ in this."""
     told: dict[str, list[str]] = {}
     for number in numbers:
@@ -351,7 +351,7 @@ def _model(prediction: Prediction) -> Section:
     return Section("The model, and what this page is not for", f"{PURPOSE}\n\n{_LIMITS}", table=table)
 
 
-def _decimals(number: Number) -> int:
+def _decimals(number: PredictedNumber) -> int:
     """Digits that mean something: two of a quarter of the interval, about its standard deviation, else three."""
     width = (number.high - number.low) / 4 if number.low is not None and number.high is not None else 0.0
     if width > 0 and math.isfinite(width):
@@ -359,18 +359,18 @@ def _decimals(number: Number) -> int:
     return 2 - math.floor(math.log10(abs(number.value))) if number.value else 2
 
 
-def _name(number: Number) -> str:
+def _name(number: PredictedNumber) -> str:
     return number.name.replace("_", " ")
 
 
-def _span(number: Number, unit: str) -> str:
+def _span(number: PredictedNumber, unit: str) -> str:
     """The ends of the interval, with a unit or with ``1`` for none; empty where there is no interval."""
     if number.low is None or number.high is None:
         return ""
     return f"{rounded(number.low, _decimals(number))} to {value(number.high, unit, _decimals(number))}"
 
 
-def _held(number: Number) -> str:
+def _held(number: PredictedNumber) -> str:
     span = _span(number, number.unit)
     share_of = f"{100 * number.confidence:.3g} % interval" if number.confidence is not None else "interval"
     return f"{share_of}: {span}" if span else "no interval"

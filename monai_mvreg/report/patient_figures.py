@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from monai_mvreg.predict.prediction import Number, Prediction, SurvivalCurve
+from monai_mvreg.predict.prediction import PredictedNumber, Prediction, SurvivalCurve
 from monai_mvreg.report.page import INK, QUIET, calm, power_of_ten, rounded, value
 
 _COLUMNS, _DOT = 32, 0.17  # of the dots; inches of one
 
 
-def figure_standing(number: Number, cohort: Sequence[float], decimals: int) -> Figure:
+def figure_standing(number: PredictedNumber, cohort: Sequence[float], decimals: int) -> Figure:
     """The number and its interval below the training patients: each circle is 5 of 100 of them.
 
     Args:

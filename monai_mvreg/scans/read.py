@@ -93,6 +93,7 @@ def read_scan(scan: Scan | str | Path, *, frame: Frame = None, choices: Choices 
 
     Example:
         >>> import tempfile
+        >>> import nibabel as nib
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     nib.save(nib.Nifti1Image(np.ones((4, 3, 2), np.int16), np.diag([2, 2, 5, 1])), f"{folder}/a.nii")
         ...     read_scan(f"{folder}/a.nii").facts["spacing"]

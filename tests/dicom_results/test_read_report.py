@@ -15,7 +15,7 @@ from tiny_model import write_scan
 from monai_mvreg.dicom_results.evidence import write_object
 from monai_mvreg.dicom_results.read_report import ReadReport, read_report
 from monai_mvreg.dicom_results.structured_report import make_report
-from monai_mvreg.predict.prediction import Number, Prediction, PredictionWarning, SurvivalCurve
+from monai_mvreg.predict.prediction import PredictedNumber, Prediction, PredictionWarning, SurvivalCurve
 from tests.dicom_results.test_evidence import two_echoes
 
 
@@ -44,7 +44,7 @@ def test_numbers_scans_and_model_come_back_exactly(home: Path) -> None:
 
 
 def test_a_number_without_interval_and_a_scan_alone_come_back(home: Path) -> None:
-    bare = Number("a_number_with_a_long_name", "{score}/mL.min-1.kg-1", -3.5)
+    bare = PredictedNumber("a_number_with_a_long_name", "{score}/mL.min-1.kg-1", -3.5)
     prediction = predicted(home, numbers=(bare,))
     prediction = replace(prediction, scans=(replace(prediction.scans[0], contributions=None),))
     found = returned(prediction, home)
@@ -53,7 +53,7 @@ def test_a_number_without_interval_and_a_scan_alone_come_back(home: Path) -> Non
 
 
 def test_several_numbers_come_back_in_their_order(home: Path) -> None:
-    whole = predicted(home, numbers=(NUMBER, Number("age", "a", 71.5), Number("weight", "kg", 70.0)))
+    whole = predicted(home, numbers=(NUMBER, PredictedNumber("age", "a", 71.5), PredictedNumber("weight", "kg", 70.0)))
     scans = tuple(replace(scan, contributions=(0.5, -0.25, 0.125)) for scan in whole.scans)
     found = returned(replace(whole, scans=scans), home)
     assert found.numbers == whole.numbers
@@ -63,7 +63,7 @@ def test_several_numbers_come_back_in_their_order(home: Path) -> None:
 @pytest.mark.parametrize("median", [730.5, None])
 def test_a_time_to_event_comes_back_at_its_horizons(home: Path, median: float | None) -> None:
     curve = SurvivalCurve(median, (365.0, 1095.5), (0.2, 0.7), (1.0, 2.0), (0.9, 0.8))
-    found = returned(predicted(home, numbers=(Number("log_risk", "1", -0.25),), survival=curve), home)
+    found = returned(predicted(home, numbers=(PredictedNumber("log_risk", "1", -0.25),), survival=curve), home)
     assert found.survival == replace(curve, days=(), survival=())
 
 

@@ -18,7 +18,7 @@ from monai_mvreg.dicom_results.evidence import write_object
 from monai_mvreg.dicom_results.structured_report import SCHEME, make_report
 from monai_mvreg.predict.prediction import (
     PURPOSE,
-    Number,
+    PredictedNumber,
     Prediction,
     PredictionWarning,
     SurvivalCurve,
@@ -227,7 +227,7 @@ def test_modality_and_date_of_each_scan_are_coded(home: Path) -> None:
 
 def test_of_a_time_to_event_it_says_risk_median_and_each_horizon(home: Path) -> None:
     curve = SurvivalCurve(730.0, (365.0, 1095.5), (0.2, 0.7), (1.0,), (0.9,))
-    report = make_report(predicted(home, numbers=(Number("log_risk", "1", -0.25),), survival=curve), home=home)
+    report = make_report(predicted(home, numbers=(PredictedNumber("log_risk", "1", -0.25),), survival=curve), home=home)
     found = numbers(report)
     assert found["target.log_risk"] == [(-0.25, "1")]
     assert found["median_time"] == [(730.0, "d")]
@@ -237,13 +237,13 @@ def test_of_a_time_to_event_it_says_risk_median_and_each_horizon(home: Path) -> 
 
 def test_a_median_time_that_is_not_reached_is_said_in_words(home: Path) -> None:
     curve = SurvivalCurve(None, (365.0,), (0.2,), (1.0,), (0.9,))
-    report = make_report(predicted(home, numbers=(Number("log_risk", "1", -0.25),), survival=curve), home=home)
+    report = make_report(predicted(home, numbers=(PredictedNumber("log_risk", "1", -0.25),), survival=curve), home=home)
     assert "median_time" not in numbers(report)
     assert texts(report, "median_time") == ["not reached in the time that the training patients were followed"]
 
 
 def two_targets(home: Path) -> Prediction:
-    second = Number("the_thickness_of_the_cortex", "mm", 2.5)
+    second = PredictedNumber("the_thickness_of_the_cortex", "mm", 2.5)
     whole = predicted(home, numbers=(NUMBER, second))
     return replace(whole, scans=tuple(replace(scan, contributions=(0.5, -0.25)) for scan in whole.scans))
 
@@ -399,7 +399,7 @@ def test_dciodvfy_finds_no_error_and_only_the_private_scheme_to_warn_of(tmp_path
     whole = predicted(tmp_path, warnings=cautions, left_out=(UnusedScan("x", "no scan"),), newest_visit=(0.5,))
     assert complaints(make_report(whole, home=tmp_path), tmp_path / "report.dcm") == ([], [])
     curve = SurvivalCurve(None, (365.0,), (0.2,), (1.0,), (0.9,))
-    survival = replace(whole, survival=curve, numbers=(Number("log_risk", "1", -0.25),))
+    survival = replace(whole, survival=curve, numbers=(PredictedNumber("log_risk", "1", -0.25),))
     assert complaints(make_report(survival, home=tmp_path), tmp_path / "report.dcm") == ([], [])
 
 

@@ -8,7 +8,7 @@ import pytest
 from monai_mvreg.predict.prediction import (
     ModelIdentity,
     NoPrediction,
-    Number,
+    PredictedNumber,
     Prediction,
     PredictionWarning,
     SurvivalCurve,
@@ -29,7 +29,7 @@ HASH = "0" * 64
 def volume() -> Prediction:
     return Prediction(
         patient="p1",
-        numbers=(Number("volume", "mL", 120.5, low=110.0, high=131.0, confidence=0.9),),
+        numbers=(PredictedNumber("volume", "mL", 120.5, low=110.0, high=131.0, confidence=0.9),),
         survival=None,
         scans=(
             UsedScan("a.nii.gz", 0.0, None, "MR", 0.25, (1.5,), HASH),
@@ -45,7 +45,7 @@ def volume() -> Prediction:
 @pytest.fixture
 def risk(volume: Prediction) -> Prediction:
     curve = SurvivalCurve(None, (365.0,), (0.2,), (100.0, 365.0), (0.9, 0.8))
-    return replace(volume, numbers=(Number("log_risk", "1", 0.3),), survival=curve)
+    return replace(volume, numbers=(PredictedNumber("log_risk", "1", 0.3),), survival=curve)
 
 
 def test_what_is_written_follows_the_schema(volume: Prediction, risk: Prediction) -> None:
@@ -87,7 +87,7 @@ def test_an_entry_of_another_kind_is_named_without_its_value(volume: Prediction,
 
 def test_a_number_that_is_not_finite_is_not_written(volume: Prediction) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        to_json([replace(volume, numbers=(Number("volume", "mL", float("nan")),))])
+        to_json([replace(volume, numbers=(PredictedNumber("volume", "mL", float("nan")),))])
 
 
 def test_a_row_has_one_entry_per_scan(volume: Prediction) -> None:
@@ -104,5 +104,8 @@ def test_a_row_of_a_time_to_event_has_the_columns_of_the_bundle(risk: Prediction
 
 
 def test_a_number_is_told_with_its_unit_and_interval() -> None:
-    assert in_words(Number("volume", "mL", 52.314, 49.0, 55.5, 0.9)) == "volume: 52.31 mL (90% interval 49 to 55.5)"
-    assert in_words(Number("log_risk", "1", -0.5)) == "log_risk: -0.5"
+    assert (
+        in_words(PredictedNumber("volume", "mL", 52.314, 49.0, 55.5, 0.9))
+        == "volume: 52.31 mL (90% interval 49 to 55.5)"
+    )
+    assert in_words(PredictedNumber("log_risk", "1", -0.5)) == "log_risk: -0.5"

@@ -24,7 +24,7 @@ from monai_mvreg.predict.prediction import (
     PURPOSE,
     ModelIdentity,
     NoPrediction,
-    Number,
+    PredictedNumber,
     Prediction,
     PredictionWarning,
     SurvivalCurve,
@@ -76,7 +76,7 @@ def prediction(count: int = 3, **change: Any) -> Prediction:
     )
     made = Prediction(
         patient="Meier^Anna",
-        numbers=(Number("brain_volume", "mL", 120.52, low=110.04, high=131.02, confidence=0.9),),
+        numbers=(PredictedNumber("brain_volume", "mL", 120.52, low=110.04, high=131.02, confidence=0.9),),
         survival=None,
         scans=used,
         newest_visit=(-2.0,) if count > 1 else None,
@@ -89,7 +89,7 @@ def prediction(count: int = 3, **change: Any) -> Prediction:
 
 def time_to_event(median: float | None) -> Prediction:
     curve = SurvivalCurve(median, (365.0, 1095.0), (0.123, 0.004), (100.0, 365.0, 1200.0), (0.95, 0.87, 0.6))
-    return prediction(numbers=(Number("log_risk", "1", 0.416),), survival=curve)
+    return prediction(numbers=(PredictedNumber("log_risk", "1", 0.416),), survival=curve)
 
 
 def written(folder: Path, made: Prediction, **options: Any) -> str:
@@ -125,32 +125,36 @@ def pictures() -> list[ScanPicture]:
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (Number("v", "mL", 120.52, 110.04, 131.02, 0.9), ["120.5 mL", "90 % interval: 110.0 to 131.0 mL"]),
-        (Number("v", "mm3", 2930.4, 2510.2, 3350.6, 0.9), ["2930 mm3", "2510 to 3350 mm3"]),
-        (Number("v", "mm3", 1234567.8, 1.1e6, 1.41e6, 0.9), ["1 235 000 mm3", "1 100 000 to 1 410 000 mm3"]),
-        (Number("v", "mm3", 1234567.8), ["1 230 000 mm3", "no interval"]),
+        (PredictedNumber("v", "mL", 120.52, 110.04, 131.02, 0.9), ["120.5 mL", "90 % interval: 110.0 to 131.0 mL"]),
+        (PredictedNumber("v", "mm3", 2930.4, 2510.2, 3350.6, 0.9), ["2930 mm3", "2510 to 3350 mm3"]),
+        (PredictedNumber("v", "mm3", 1234567.8, 1.1e6, 1.41e6, 0.9), ["1 235 000 mm3", "1 100 000 to 1 410 000 mm3"]),
+        (PredictedNumber("v", "mm3", 1234567.8), ["1 230 000 mm3", "no interval"]),
         (
-            Number("v", "m2/s", 0.000012, 0.00001, 0.000014, 0.9),
+            PredictedNumber("v", "m2/s", 0.000012, 0.00001, 0.000014, 0.9),
             [f"1.20{TINY} m2/s", f"1.00{TINY} to 1.40{TINY} m2/s"],
         ),
-        (Number("v", "1", 0.000012), [f"1.20{TINY}no interval"]),
-        (Number("v", "a", -62.34, -69.6, -55.1, 0.955), ["\N{MINUS SIGN}62.3 a", "95.5 % interval"]),
-        (Number("v", "1", 0.0), ["0.00"]),
+        (PredictedNumber("v", "1", 0.000012), [f"1.20{TINY}no interval"]),
+        (PredictedNumber("v", "a", -62.34, -69.6, -55.1, 0.955), ["\N{MINUS SIGN}62.3 a", "95.5 % interval"]),
+        (PredictedNumber("v", "1", 0.0), ["0.00"]),
     ],
 )
-def test_a_number_has_the_digits_that_its_interval_bears_out(number: Number, words: list[str], tmp_path: Path) -> None:
+def test_a_number_has_the_digits_that_its_interval_bears_out(
+    number: PredictedNumber, words: list[str], tmp_path: Path
+) -> None:
     text = read(tmp_path, prediction(1, numbers=(number,)))
     assert [word for word in words if word not in text] == []
 
 
 def test_the_sentence_to_an_interval_says_that_it_holds_for_a_share_of_patients(tmp_path: Path) -> None:
     assert "For 90 of 100 new patients" in read(tmp_path, prediction())
-    assert "is not known: the model has no interval" in read(tmp_path, prediction(numbers=(Number("v", "mL", 1.0),)))
+    assert "is not known: the model has no interval" in read(
+        tmp_path, prediction(numbers=(PredictedNumber("v", "mL", 1.0),))
+    )
 
 
 def test_two_numbers_are_both_shown_with_their_own_contributions(tmp_path: Path) -> None:
     scans = tuple(replace(scan, contributions=(1.0, 0.5 * i)) for i, scan in enumerate(prediction().scans))
-    numbers = (*prediction().numbers, Number("thickness", "mm", 2.5))
+    numbers = (*prediction().numbers, PredictedNumber("thickness", "mm", 2.5))
     text = read(tmp_path, prediction(numbers=numbers, scans=scans, newest_visit=(1.0, -0.25)))
     assert "120.5 mL" in text and "2.50 mm" in text
     assert "Contribution to brain volume [mL]" in text and "Contribution to thickness [mm]" in text
@@ -249,7 +253,7 @@ def test_a_median_that_is_not_reached_is_said_so(tmp_path: Path) -> None:
     ],
 )
 def test_where_the_patient_stands_is_the_share_of_the_cohort_below(value: float, sentence: str, tmp_path: Path) -> None:
-    made = prediction(numbers=(Number("v", "mL", value, value - 10, value + 10, 0.9),))
+    made = prediction(numbers=(PredictedNumber("v", "mL", value, value - 10, value + 10, 0.9),))
     text = read(tmp_path, made, cohort={"v": tuple(float(x) for x in range(0, 101, 5)), "other": (1.0,)})
     assert sentence in text
     assert ("The interval covers the values of about 20 of 100" in text) == (value == 37.0)
@@ -257,7 +261,7 @@ def test_where_the_patient_stands_is_the_share_of_the_cohort_below(value: float,
 
 def test_half_of_the_patients_with_the_same_grade_count_as_below(tmp_path: Path) -> None:
     grades = (0.0,) * 5 + (2.0,) * 11 + (3.0,) * 5
-    text = read(tmp_path, prediction(numbers=(Number("v", "1", 2.0),)), cohort={"v": grades})
+    text = read(tmp_path, prediction(numbers=(PredictedNumber("v", "1", 2.0),)), cohort={"v": grades})
     assert "in about 50 of 100" in text
 
 
@@ -284,7 +288,7 @@ def test_purpose_and_model_are_named_with_short_hashes(tmp_path: Path) -> None:
 
 
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:
-    made = prediction(numbers=(Number('<b>"x', "<i>", 1.0),), warnings=(PredictionWarning("<u>", "</main>"),))
+    made = prediction(numbers=(PredictedNumber('<b>"x', "<i>", 1.0),), warnings=(PredictionWarning("<u>", "</main>"),))
     assert not {"b", "i", "u"} & {tag for tag, _ in Page(written(tmp_path, made)).tags}
 
 
@@ -296,7 +300,7 @@ def test_a_report_of_64_scans_stays_small(tmp_path: Path) -> None:
 
 def test_the_index_leads_from_the_highest_value_down_to_the_reports(tmp_path: Path) -> None:
     made = [
-        prediction(patient=f"Meier{i}", numbers=(Number("v", "mL", value, value - 10, value + 10, 0.9),))
+        prediction(patient=f"Meier{i}", numbers=(PredictedNumber("v", "mL", value, value - 10, value + 10, 0.9),))
         for i, value in enumerate([20.0, 50.0, 30.0])
     ]
     made[2] = replace(made[2], warnings=full().warnings)

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from monai_mvreg.predict.prediction import Number
+from monai_mvreg.predict.prediction import PredictedNumber
 from monai_mvreg.report import patient_figures as figures
 from tests.report.test_patient import prediction, time_to_event
 
 
 def dots(cohort: list[float]) -> np.ndarray:
-    figure = figures.figure_standing(Number("v", "mL", 50.0, 40.0, 60.0, 0.9), cohort, 1)
+    figure = figures.figure_standing(PredictedNumber("v", "mL", 50.0, 40.0, 60.0, 0.9), cohort, 1)
     return np.asarray(figure.axes[0].collections[0].get_offsets())
 
 

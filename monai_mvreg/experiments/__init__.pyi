@@ -1,0 +1,1 @@
+"""Experiments: trainings, one or many."""

@@ -4,6 +4,8 @@ from .cohort.split import split_cohort as split_cohort
 from .cohort.table import Cohort as Cohort
 from .cohort.table import Columns as Columns
 from .cohort.table import read_cohort as read_cohort
+from .experiments.fit import FittedModel as FittedModel
+from .experiments.fit import fit as fit
 from .metrics.regression import cohort_metrics as cohort_metrics
 from .metrics.survival import survival_metrics as survival_metrics
 from .networks.multiscan import MultiScanNet as MultiScanNet

@@ -33,7 +33,7 @@ LAYERS = [
 # What each room imports of the layers below, and no more than it needs.
 ROOMS: dict[str, str] = {
     "__main__": "cli",
-    "cli": "cache cohort dicom_results errors experiments explain label predict report service share",
+    "cli": "bundle_folder cache cohort dicom_results errors experiments explain label predict report service share",
     "service": "dicom_results predict scans",
     "experiments": "bundle_folder cache cohort losses metrics report results scans trained training",
     "dicom_results": "cache cohort explain predict scans",

@@ -11,8 +11,10 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/mvreg/bin:$PATH
 RUN python -m venv /opt/mvreg \
  && pip install "torch==${TORCH}" "torchvision==${TORCHVISION}" "monai==${MONAI}"
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE requirements-label.txt ./
+COPY pyproject.toml setup.py README.md LICENSE requirements-label.txt ./
 COPY bundle/LICENSE bundle/LICENSE
+COPY bundle/configs bundle/configs
+COPY bundle/docs bundle/docs
 COPY monai_mvreg monai_mvreg
 # Floors are those of pyproject.toml.
 # hadolint ignore=DL3013

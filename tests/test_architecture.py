@@ -28,21 +28,23 @@ LAYERS = [
     ["cohort", "losses", "results"],
     ["cache"],
     ["scans", "networks", "metrics"],
-    ["errors"],
+    ["errors", "bundle_folder"],
 ]
 # What each room imports of the layers below, and no more than it needs.
 ROOMS: dict[str, str] = {
     "__main__": "cli",
-    "cli": "cache cohort dicom_results errors experiments explain label predict report service share",
+    "cli": "bundle_folder cache cohort dicom_results errors experiments explain label predict report service share",
     "service": "dicom_results predict scans cache",
-    "experiments": "cache cohort losses metrics report results scans trained training",
+    "experiments": (
+        "bundle_folder cache cohort errors losses metrics predict report results scans share trained training"
+    ),
     "dicom_results": "cache cohort explain predict scans",
     "label": "cohort errors explain predict",
     "report": "cache cohort explain metrics networks predict results scans trained",
     "explain": "cache cohort networks predict scans",
     "share": "cache predict trained",
     "predict": "cache cohort errors metrics networks results scans trained",
-    "training": "cache cohort errors metrics networks results trained",
+    "training": "bundle_folder cache cohort errors metrics networks results trained",
     "trained": "cache cohort metrics networks results scans",
     "cohort": "cache scans",
     "cache": "networks scans",
@@ -52,6 +54,7 @@ ROOMS: dict[str, str] = {
     "networks": "",
     "metrics": "",
     "errors": "",
+    "bundle_folder": "",
 }
 PLAIN = {"networks", "losses", "metrics"}
 EXTRAS = {"dicom_results", "label", "service", "share", "experiments"}

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_mvreg.cli.bundle_folders import add_trained_options, bundle_of_model
+
 if TYPE_CHECKING:
     from monai_mvreg.share.packing import PackFacts
 
@@ -17,7 +19,7 @@ def add_bundle_verbs(verbs: Any) -> None:
     """Add them to the parser of the command line."""
     pack = verbs.add_parser("pack", help="write a trained bundle as one file, with hashes")
     pack.add_argument("pack", type=Path, metavar="PACK", help="the file to write, such as model.zip")
-    _add_bundle(pack)
+    add_trained_options(pack)
     pack.add_argument("--json", action="store_true", help="print what is in it as JSON, and nothing else")
     pack.set_defaults(verb=_pack)
 
@@ -29,21 +31,16 @@ def add_bundle_verbs(verbs: Any) -> None:
     verify.set_defaults(verb=_verify)
 
     export = verbs.add_parser("export", help="write a trained model for other programs, and compare it")
-    _add_bundle(export)
+    add_trained_options(export)
     export.add_argument("--onnx", type=Path, metavar="FILE", help="for onnxruntime and others")
     export.add_argument("--torchscript", type=Path, metavar="FILE", help="for torch without this package")
     export.set_defaults(verb=_export)
 
 
-def _add_bundle(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="default: bundle")
-    verb.add_argument("--models", type=Path, metavar="FOLDER", help="of a training or a cross-validation")
-
-
 def _pack(options: argparse.Namespace) -> None:
     from monai_mvreg.share.packing import pack_bundle
 
-    bundle = options.bundle.resolve()
+    bundle = bundle_of_model(options).resolve()
     _tell(pack_bundle(bundle, options.models or bundle / "models", options.pack), options)
     if not options.json:
         print(f"Written: {options.pack}. Tell who gets it the SHA-256 by another way, for mvreg verify --sha256.")
@@ -73,7 +70,7 @@ def _export(options: argparse.Namespace) -> None:
 
     if options.onnx is None and options.torchscript is None:
         raise ValueError("expected a file to write, --onnx FILE or --torchscript FILE, got none")
-    predictor = Predictor.from_bundle(options.bundle.resolve(), models=options.models)
+    predictor = Predictor.from_bundle(bundle_of_model(options).resolve(), models=options.models)
     unit = "" if predictor.trained.survival else f" {predictor.trained.settings.unit}"
     for file, write in ((options.onnx, export_onnx), (options.torchscript, export_torchscript)):
         if file is not None:

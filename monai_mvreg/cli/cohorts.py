@@ -12,6 +12,7 @@ from typing import Any
 # Everything else is imported inside the verbs: --help must not wait for torch.
 
 ADD_TARGET = "add a column with the number to predict (the same in all rows of a patient) and one with its unit"
+INIT = "mvreg init study    # a copy of the bundle, to edit"
 
 
 def add_cohort_verbs(verbs: Any) -> None:
@@ -124,6 +125,7 @@ def _scan(options: argparse.Namespace) -> None:
         return
     print(f"\n{options.out} is the table of scans. Next: {ADD_TARGET if not options.outcomes else 'split it'}, then")
     print(f"  mvreg split {options.out} --target COLUMN")
+    print(f"  {INIT}")
     print(f"  {train_command(str(found.home), str(options.out))}")
 
 
@@ -143,6 +145,7 @@ def _bids(options: argparse.Namespace) -> None:
         print(f"{undated} scans have no date: fill in the column day, or train with --columns#day '$None'")
     print(f"\nNext: {ADD_TARGET}, then")
     print(f"  mvreg split {options.out} --target COLUMN")
+    print(f"  {INIT}")
     print(f"  {train_command(str(options.folder), str(options.out))}")
 
 
@@ -222,9 +225,9 @@ def _split(options: argparse.Namespace) -> None:
 
 
 def train_command(folder: str, table: str) -> str:
-    """The command that trains on a table of scans in a folder."""
+    """The command that trains the bundle of ``mvreg init study`` on a table of scans in a folder."""
     return (
-        "python -m monai.bundle run --config_file bundle/configs/train.yaml --bundle_root bundle "
+        "python -m monai.bundle run --config_file study/configs/train.yaml --bundle_root study "
         f"--dataset_dir {shlex.quote(folder)} --cohort_file {shlex.quote(table)} "
         "--target \"['COLUMN']\" --columns#unit UNIT_COLUMN"
     )

@@ -11,6 +11,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from monai_mvreg.cli.bundle_folders import add_trained_options, bundle_of_model
+
 # Everything else is imported inside the verb: --help must not wait for torch.
 
 
@@ -18,8 +20,7 @@ def add_label_verb(verbs: Any) -> None:
     """Add it to the parser of the command line."""
     label = verbs.add_parser("label", help="serve a trained bundle by MONAI Label, for 3D Slicer and other clients")
     label.add_argument("--studies", required=True, metavar="PLACE", help="a folder of images or a DICOMweb address")
-    label.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="default: bundle")
-    label.add_argument("--models", type=Path, metavar="FOLDER", help="of a training or a cross-validation")
+    add_trained_options(label)
     label.add_argument(
         "--kept", type=Path, metavar="FOLDER", help="keeps what was seen of each scan for the next visit"
     )
@@ -37,9 +38,10 @@ def _label(options: argparse.Namespace) -> None:
 
     if not options.studies.startswith(("http://", "https://")) and not Path(options.studies).is_dir():
         raise FileNotFoundError(f"expected a folder of images or a DICOMweb address, got {options.studies}")
-    if not (options.bundle / "configs").is_dir():
-        raise FileNotFoundError(f"expected a bundle in {options.bundle}, found no configs in it: give --bundle")
-    if not (models := options.models or options.bundle / "models").is_dir():
+    bundle = bundle_of_model(options)
+    if not (bundle / "configs").is_dir():
+        raise FileNotFoundError(f"expected a bundle in {bundle}, found no configs in it: give --bundle")
+    if not (models := options.models or bundle / "models").is_dir():
         raise FileNotFoundError(f"expected a trained model in {models}, there is no such folder: give --models")
     with socket.socket() as probe:  # before all that takes time
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -47,7 +49,7 @@ def _label(options: argparse.Namespace) -> None:
             probe.bind((options.host, options.port))
         except OSError as error:
             raise OSError(f"expected a free port, got {options.host}:{options.port}: {error.strerror}") from None
-    conf = {"bundle": options.bundle.resolve(), "device": options.device}
+    conf = {"bundle": bundle.resolve(), "device": options.device}
     conf |= {name: place.resolve() for name in ("models", "kept") if (place := getattr(options, name)) is not None}
     # Also when a service manager ends it, the folder with patients' data must go.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

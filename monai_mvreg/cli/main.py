@@ -12,8 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from monai_mvreg.cli.archives import add_archive_verbs
+from monai_mvreg.cli.bundle_folders import add_folder_verbs
 from monai_mvreg.cli.bundles import add_bundle_verbs
-from monai_mvreg.cli.cohorts import ADD_TARGET, add_cohort_verbs, train_command
+from monai_mvreg.cli.cohorts import ADD_TARGET, INIT, add_cohort_verbs, train_command
 from monai_mvreg.cli.hospital import add_hospital_verbs
 from monai_mvreg.cli.label_server import add_label_verb
 from monai_mvreg.cli.patients import add_patient_verbs
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=int, help="of each of the two trainings (default: those of demo.yaml)")
     demo.set_defaults(verb=_demo)
 
+    add_folder_verbs(verbs)
     add_cohort_verbs(verbs)
     add_training_verbs(verbs)
     add_patient_verbs(verbs)
@@ -93,4 +95,5 @@ def _demo(options: argparse.Namespace) -> None:
     print("  mvreg scan FOLDER --out cohort.csv    finds your scans (for a BIDS data set: mvreg bids)")
     print(f"  {ADD_TARGET}")
     print("  mvreg split cohort.csv --target COLUMN")
+    print(f"  {INIT}")
     print(f"  {train_command('FOLDER', 'cohort.csv')}")

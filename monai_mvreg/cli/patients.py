@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_mvreg.cli.bundle_folders import add_trained_options, bundle_of_model
+
 if TYPE_CHECKING:
     from monai_mvreg.cohort.table import Cohort, Patient
     from monai_mvreg.predict.prediction import NoPrediction, Prediction
@@ -64,8 +66,7 @@ def add_model_options(verb: argparse.ArgumentParser, *, sources: str | None = No
     """What every verb takes that predicts; ``sources`` is how many there may be, None for one."""
     told = "a patient's folder, zip or file; or a table of scans"
     verb.add_argument("source", type=Path, metavar="SOURCE", nargs=sources, help=told)
-    verb.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="default: bundle")
-    verb.add_argument("--models", type=Path, metavar="FOLDER", help="of a training or a cross-validation")
+    add_trained_options(verb)
     verb.add_argument("--kept", type=Path, metavar="FOLDER", help="keeps what was seen of each scan for the next visit")
     verb.add_argument("--covariate", action="append", default=[], metavar="NAME=NUMBER", help="of a folder's patient")
     verb.add_argument("--device", default="cpu", help="cpu (default) or cuda")
@@ -86,7 +87,7 @@ def predictor_of(options: argparse.Namespace) -> Predictor:
     from monai_mvreg.predict.predictor import Predictor
 
     return Predictor.from_bundle(
-        options.bundle.resolve(), models=options.models, kept=options.kept, device=options.device
+        bundle_of_model(options).resolve(), models=options.models, kept=options.kept, device=options.device
     )
 
 
@@ -216,8 +217,8 @@ def _report(options: argparse.Namespace) -> None:
 
     predicted: list[tuple[Patient, Prediction | NoPrediction]] = []
     if options.card:
-        models = options.models or options.bundle / "models"
-        facts = options.bundle / "configs" / "metadata.json"
+        bundle = bundle_of_model(options)
+        models, facts = options.models or bundle / "models", bundle / "configs" / "metadata.json"
         card = write_card(models, options.out, evaluation=options.evaluation, metadata=facts, answers=options.answers)
         pages = [card.with_name("model_card.html"), card]
     elif options.source is None:

@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_mvreg.bundle_folder import is_installed
+from monai_mvreg.cli.bundle_folders import add_bundle_option, bundle_to_train
+
 if TYPE_CHECKING:
     from monai_mvreg.experiments.crossval import Plan
 
@@ -40,7 +43,7 @@ def _add_plan(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="files of settings, as in training")
     verb.add_argument("--dataset_dir", type=Path, required=True, metavar="FOLDER", help="the scans and the table")
     verb.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for all results")
-    verb.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="default: bundle")
+    add_bundle_option(verb)
     verb.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the bundle")
 
 
@@ -49,16 +52,18 @@ def _plan(options: argparse.Namespace) -> Plan:
 
     from monai_mvreg.experiments.crossval import Plan
 
-    if not (options.bundle / "configs/train.yaml").is_file():
-        raise FileNotFoundError(f"expected a bundle in {options.bundle}, found no configs/train.yaml: give --bundle")
-    settings = {}
+    bundle = bundle_to_train(options)
+    if not (bundle / "configs/train.yaml").is_file():
+        raise FileNotFoundError(f"expected a bundle in {bundle}, found no configs/train.yaml: give --bundle")
+    # Nothing may be written to the package.
+    settings: dict[str, Any] = {"bundle_root": str(options.out.resolve())} if is_installed(bundle) else {}
     for setting in options.set:
         name, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(f"expected --set NAME=VALUE, got {setting!r}")
         settings[name] = yaml.safe_load(value)
     configs = tuple(path.resolve() for path in options.configs)
-    return Plan(options.bundle.resolve(), configs, options.dataset_dir.resolve(), settings)
+    return Plan(bundle.resolve(), configs, options.dataset_dir.resolve(), settings)
 
 
 def _crossval(options: argparse.Namespace) -> None:

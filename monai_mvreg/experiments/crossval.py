@@ -54,9 +54,9 @@ class Plan:
         """The command line of one of the bundle's configs, ``train``, ``evaluate`` or ``inference``."""
         files = [self.bundle / f"configs/{kind}.yaml", *self.configs]
         command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str([str(file) for file in files])]
-        command += ["--bundle_root", str(self.bundle), "--dataset_dir", str(self.dataset)]
+        settings = {"bundle_root": self.bundle, "dataset_dir": self.dataset, **self.settings}
         # A setting of None would be taken for one that was not given.
-        texts = {name: "$None" if value is None else str(value) for name, value in self.settings.items()}
+        texts = {name: "$None" if value is None else str(value) for name, value in settings.items()}
         return command + [part for name, text in texts.items() for part in (f"--{name}", text)]
 
     def parser(self) -> ConfigParser:
@@ -187,7 +187,8 @@ def predict_new(plan: Plan, out: Path, table: Path) -> PredictionsTable:
 def _same_plan(path: Path, plan: Plan, table: dict[str, Any], settings: dict[str, Any]) -> None:
     """Write down what is run and on which cohort, or refuse to go on with something else."""
     texts = {file.name: yaml.safe_load(file.read_text(encoding="utf-8")) for file in plan.configs}
-    now = {**table, "settings": {**plan.settings, **settings}, "configs": texts, "dataset": str(plan.dataset)}
+    chosen = {name: value for name, value in plan.settings.items() if name != "bundle_root"}  # a place, not a choice
+    now = {**table, "settings": {**chosen, **settings}, "configs": texts, "dataset": str(plan.dataset)}
     now = json.loads(json.dumps(now))
     if not path.exists():
         _write_json(path, now)

@@ -29,7 +29,7 @@ from monai.transforms import Compose, LoadImaged, NormalizeIntensityd, Orientati
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-import monai_mvreg
+from monai_mvreg.bundle_folder import find_bundle
 from monai_mvreg.cohort.split import balanced_seed, leave_out, split_cohort
 from monai_mvreg.cohort.table import Cohort, Columns, Patient, read_cohort, write_cohort
 from monai_mvreg.metrics.bootstrap import Estimate
@@ -196,7 +196,7 @@ def run_demo(folder: Path, *, patients: int = 120, epochs: int | None = None) ->
         epochs: of each of the two trainings; None takes those of ``demo.yaml``.
 
     Raises:
-        FileNotFoundError: if the bundle is not beside the package.
+        FileNotFoundError: if the package was installed without the bundle.
         ValueError: if the folder is not empty, or a run of the bundle failed.
     """
     bundle = find_bundle()
@@ -211,21 +211,6 @@ def run_demo(folder: Path, *, patients: int = 120, epochs: int | None = None) ->
     _train_and_evaluate(bundle, folder / "newest_scan", table.with_name("newest.csv"), epochs)
     logger.info("4 of 4: the report")
     return _write_report(folder, table)
-
-
-def find_bundle() -> Path:
-    """Find the bundle, which lies beside the package in a clone of the repository.
-
-    Raises:
-        FileNotFoundError: if it does not, as after an installation from a wheel.
-    """
-    bundle = Path(monai_mvreg.__file__).resolve().parents[1] / "bundle"
-    if not (bundle / "configs" / "train.yaml").is_file():
-        raise FileNotFoundError(
-            f"expected the bundle in {bundle}, found none: the demo needs a clone of the repository, "
-            "installed from there with pip install -e ."
-        )
-    return bundle
 
 
 def _refuse_used_folder(folder: Path) -> None:
@@ -248,7 +233,7 @@ def _train_and_evaluate(bundle: Path, output: Path, table: Path, epochs: int | N
         settings: dict[str, Any] = {
             "config_file": [str(configs / f"{config}.yaml"), str(Path(__file__).with_name("demo.yaml"))],
             "logging_file": str(configs / "logging.conf"),
-            "bundle_root": str(bundle),
+            "bundle_root": str(output),
             "dataset_dir": str(table.parent),
             "cohort_file": str(table),
             "output_dir": str(output),

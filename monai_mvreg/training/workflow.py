@@ -20,6 +20,7 @@ from monai.apps import get_logger
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
+from monai_mvreg.bundle_folder import find_bundle, is_installed
 from monai_mvreg.cohort.split import select
 from monai_mvreg.cohort.table import Cohort, Columns
 from monai_mvreg.errors import user_error
@@ -53,7 +54,7 @@ def refuse_unread_settings(configs: str) -> None:
     if the running config refers to it. Arguments of components are checked by the components.
 
     Args:
-        configs: the folder of the bundle's configs.
+        configs: the folder of the bundle's configs; where it holds none, those of the package's bundle are taken.
 
     Raises:
         ValueError: naming the setting and the nearest known one, or a setting whose value is the text "false", which
@@ -61,11 +62,10 @@ def refuse_unread_settings(configs: str) -> None:
         RuntimeError: if not called from a config.
     """
     config = _calling_config()
-    if not list(Path(configs).glob("*.yaml")):
-        raise ValueError(f"expected the configs of the bundle in {configs}, found none: give --bundle_root")
+    files = list(Path(configs).glob("*.yaml")) or list((find_bundle() / "configs").glob("*.yaml"))
     # While a config runs, MONAI writes "@train::trainer".
     text = yaml.safe_dump(config).replace("::", "#")
-    known = {name for file in Path(configs).glob("*.yaml") for name in _names(yaml.safe_load(file.read_text()))}
+    known = {name for file in files for name in _names(yaml.safe_load(file.read_text(encoding="utf-8")))}
     known |= _READ_BY_MONAI | set(re.findall(r"[@%](\w+)", text)) | set(re.findall(r"[@%](\w+#\w+)", text))
     # Nobody reads "train" as a whole, so each of its entries must be known; "metrics" is read whole, with any entry.
     whole = set(re.findall(r"[@%](\w+)\b(?!#)", text))
@@ -78,6 +78,22 @@ def refuse_unread_settings(configs: str) -> None:
     for setting, value in _leaves(config):
         if value in ("true", "false", "null"):
             raise ValueError(f"{setting}: the command line takes True, False and '$None', got the text {value!r}")
+
+
+def expect_own_folder(bundle_root: str) -> None:
+    """Refuse the installed package as ``bundle_root``; for the list ``initialize`` of a config.
+
+    Args:
+        bundle_root: the folder where data, models and results lie by default.
+
+    Raises:
+        ValueError: if it lies in the package, where an update or an uninstallation would delete them.
+    """
+    if is_installed(Path(bundle_root)):
+        raise ValueError(
+            f"expected a folder of your own for data, models and results, got {bundle_root} in the installed package: "
+            "give another --bundle_root"
+        )
 
 
 def _leaves(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from monai.transforms import Compose, LoadImaged, Orientationd
 
-import monai_mvreg
 from monai_mvreg.cli.main import main
 from monai_mvreg.cohort.sources import rows_from_scans
 from monai_mvreg.cohort.table import Columns, read_cohort
@@ -20,7 +19,6 @@ from monai_mvreg.experiments.demo import (
     SHAPE,
     VOXEL,
     draw_patient,
-    find_bundle,
     write_demo_cohort,
     write_dicom,
     write_nifti,
@@ -171,12 +169,6 @@ def test_demo_refuses_a_folder_of_someone_else(tmp_path: Path, capsys: pytest.Ca
     assert main(["demo", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "expected a new or empty folder" in error and "rm -r" not in error
-
-
-def test_demo_without_the_bundle_says_where_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monai_mvreg, "__file__", str(tmp_path / "site-packages/monai_mvreg/__init__.py"))
-    with pytest.raises(FileNotFoundError, match="clone of the repository"):
-        find_bundle()
 
 
 @pytest.mark.slow

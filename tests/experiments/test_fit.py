@@ -16,7 +16,13 @@ from monai_mvreg.experiments.demo import write_demo_cohort
 from monai_mvreg.trained.weights import read_weights, weights_hash
 
 COLUMNS = Columns(day="day", target=("growth",), unit="unit", fold="fold")
-QUICK = {"epochs": 1, "spatial_size": [16, 16, 16], "batch_size": 4, "test_folds": ["1"], "device": "$torch.device('cpu')"}
+QUICK = {
+    "epochs": 1,
+    "spatial_size": [16, 16, 16],
+    "batch_size": 4,
+    "test_folds": ["1"],
+    "device": "$torch.device('cpu')",
+}
 
 
 @pytest.fixture(scope="module")

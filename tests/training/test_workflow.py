@@ -13,6 +13,7 @@ import yaml
 from mistakes import cause, failing
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from monai_mvreg import bundle_folder
 from monai_mvreg.training import workflow
 from monai_mvreg.training.workflow import explain_errors, refuse_unread_settings, set_seed
 
@@ -95,6 +96,30 @@ def test_a_plain_parser_is_checked_as_well(bundle: Path) -> None:
 def test_a_call_from_elsewhere_is_refused(bundle: Path) -> None:
     with pytest.raises(RuntimeError, match="called from a config"):
         refuse_unread_settings(str(bundle / "configs"))
+
+
+def test_a_folder_without_configs_takes_the_settings_of_the_package(tmp_path: Path) -> None:
+    parser = ConfigParser({**CONFIG, "bundle_root": str(tmp_path), "patience": 3})
+    parser.get_parsed_content("initialize")
+    parser = ConfigParser({**CONFIG, "bundle_root": str(tmp_path), "patienc": 3})
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("initialize")
+    assert "did you mean 'patience'" in cause(caught.value)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "inference", "multi_gpu_train", "federated"])
+def test_every_config_refuses_to_write_to_the_installed_package(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_folder, "_PACKAGE", tmp_path / "monai_mvreg")
+    config = yaml.safe_load((Path(__file__).parents[2] / f"bundle/configs/{name}.yaml").read_text())
+    shared = {"imports": CONFIG["imports"], "initialize": config["initialize"][:2]}
+    parser = ConfigParser({**shared, "bundle_root": str(tmp_path / "monai_mvreg/bundle")})
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("initialize")
+    told = f"expected a folder of your own for data, models and results, got {tmp_path}/monai_mvreg/bundle in the"
+    assert cause(caught.value).startswith(told)
+    ConfigParser({**shared, "bundle_root": str(tmp_path / "study")}).get_parsed_content("initialize")
 
 
 # ---- Errors ----------------------------------------------------------------------------------------------------------

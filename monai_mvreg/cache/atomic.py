@@ -43,3 +43,13 @@ def atomic_write_text(path: Path, text: str) -> None:
     """
     with atomic_write(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names of the files in a folder to the disk, where the system can do that (not on Windows)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -11,6 +11,7 @@ from typing import Any
 
 # Everything else is imported inside the verbs: --help must not wait for torch.
 
+_PACKAGES = {"highdicom", "pynetdicom", "dicomweb_client", "filelock", "prometheus_client", "requests"}
 _OWN = {"patient", "path", "day", "modality", "body_part", "size", "spacing", "frames"}
 
 
@@ -41,7 +42,14 @@ def _extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in ("highdicom", "pynetdicom", "dicomweb_client", "prometheus_client", "requests"):
+        if error.name not in (
+            "highdicom",
+            "pynetdicom",
+            "dicomweb_client",
+            "prometheus_client",
+            "requests",
+            "filelock",
+        ):
             raise
         raise ValueError(f'archives need {error.name}: pip install "monai-mvreg[pacs]"') from None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import re
 import shutil
 import sqlite3
@@ -20,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
+from filelock import FileLock, Timeout
 
+from monai_mvreg.cache.atomic import sync_folder
 from monai_mvreg.scans.formats.byte_ranges import ScanError
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -97,15 +98,6 @@ def read_facts(path: Path) -> ObjectFacts:
     )
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class Inbox:
     """The queue in a folder; safe to use from several threads of one process.
 
@@ -121,8 +113,11 @@ class Inbox:
         for folder in (home, self.incoming, self.outbox, home / "inbox", home / "failed", home / "work"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = threading.RLock()
-        self._held = (home / "lock").open("w")
-        _hold(self._held.fileno(), home)
+        self._held = FileLock(home / "lock", thread_local=False)
+        try:
+            self._held.acquire(timeout=0)
+        except Timeout:
+            raise OSError(f"expected a queue that no other process uses, {home} is in use") from None
         # Every statement is its own transaction, and on the disk when it returns.
         self._base = sqlite3.connect(home / "queue.sqlite", check_same_thread=False, isolation_level=None)
         self._base.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {_TABLES}")
@@ -137,7 +132,7 @@ class Inbox:
         """Let another process use the folder."""
         with self._lock:
             self._base.close()
-            self._held.close()
+            self._held.release()
 
     def folder(self, key: str) -> Path:
         """Where the files of a study lie."""
@@ -376,14 +371,3 @@ def _patient_of(file: Path) -> str:
     except ScanError:
         return ""
     return hashed(patient) if patient else ""
-
-
-def _hold(descriptor: int, home: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows, where nobody runs two services on one folder by mistake
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise OSError(f"expected a queue that no other process uses, {home} is in use") from None

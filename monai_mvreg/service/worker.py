@@ -19,12 +19,13 @@ from threading import Event
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from monai_mvreg.cache.atomic import sync_folder
 from monai_mvreg.dicom_results.structured_report import make_report
 from monai_mvreg.predict.predictor import Predictor
 from monai_mvreg.scans.formats.byte_ranges import ScanError
 from monai_mvreg.service.archive import Archive, ArchivedStudy, ArchiveError, RefusedError
 from monai_mvreg.service.health import Metrics
-from monai_mvreg.service.queue import Inbox, ObjectFacts, QueuedStudy, hashed, read_facts, sync_folder
+from monai_mvreg.service.queue import Inbox, ObjectFacts, QueuedStudy, hashed, read_facts
 from monai_mvreg.service.service_settings import ListenSettings
 
 logger = logging.getLogger(__name__)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monai_mvreg.cache.atomic import atomic_write, atomic_write_text
+from monai_mvreg.cache.atomic import atomic_write, atomic_write_text, sync_folder
 from monai_mvreg.trained.model_files import FINISHED, UNFINISHED, put_in_place, seal_files
 from monai_mvreg.trained.model_settings import differences
 
@@ -63,9 +62,9 @@ def finish_training(models: str) -> None:
     """
     folder = Path(models) / UNFINISHED
     seal_files(folder)
-    _sync(folder)
+    sync_folder(folder)
     folder.rename(folder.with_name(FINISHED))
-    _sync(Path(models))
+    sync_folder(Path(models))
     put_in_place(Path(models))
 
 
@@ -85,13 +84,3 @@ def expect_same_run(file: Path, before: Mapping[str, Any], now: Mapping[str, Any
             f"{file}: it belongs to a different run; these settings changed: {', '.join(found)}: give the same "
             "settings, or resume False to start from the beginning"
         )
-
-
-def _sync(folder: Path) -> None:
-    """Let the names in a folder reach the disk, where the system can do that."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

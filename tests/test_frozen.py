@@ -138,8 +138,8 @@ def test_an_encoder_that_learns_is_refused_in_one_line(
         run(data, tmp_path, "frozen", **{"encoder#learn": ["*"]})
     sys.excepthook(caught.type, caught.value, caught.tb)
     assert capsys.readouterr().err.rpartition("\nerror: ")[2] == (
-        "expected an encoder wrapped whole in PretrainedEncoder, with learn: [], got PretrainedEncoder with parts "
-        "that learn\n"
+        "expected a frozen encoder, that is PretrainedEncoder with learn: [], got PretrainedEncoder with trainable "
+        "layers\n"
     )
 
 

@@ -37,7 +37,7 @@ ROOMS: dict[str, str] = {
     "service": "dicom_results predict scans",
     "experiments": "cache cohort losses metrics report results scans trained training",
     "dicom_results": "cache cohort explain predict scans",
-    "label": "cohort errors explain predict",
+    "label": "cohort errors explain predict scans",
     "report": "cache cohort explain metrics networks predict results scans trained",
     "explain": "cache cohort networks predict scans",
     "share": "cache predict trained",

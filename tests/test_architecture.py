@@ -39,7 +39,7 @@ ROOMS: dict[str, str] = {
         "bundle_folder cache cohort errors losses metrics predict report results scans share trained training"
     ),
     "dicom_results": "cache cohort explain predict scans",
-    "label": "cohort errors explain predict",
+    "label": "cohort errors explain predict scans",
     "report": "cache cohort explain metrics networks predict results scans trained",
     "explain": "cache cohort networks predict scans",
     "share": "cache predict trained",

@@ -100,12 +100,12 @@ def test_a_head_trained_from_embeddings_is_the_one_trained_from_images(
 
 
 def test_a_second_run_computes_nothing_and_ends_alike(data: Path, frozen: Path) -> None:
-    entries = {path.name: path.read_bytes() for path in (frozen / "cache").iterdir()}
+    entries = {path.name: path.read_bytes() for path in (frozen / "cache").rglob("*.embedding")}
     first = model(frozen)
     assert len(entries) == len(pd.read_csv(data / "cohort.csv"))
-    inodes = {path.name: path.stat().st_ino for path in (frozen / "cache").iterdir()}
+    inodes = {path.name: path.stat().st_ino for path in (frozen / "cache").rglob("*.embedding")}
     run(data, frozen, "frozen")
-    assert {path.name: path.stat().st_ino for path in (frozen / "cache").iterdir()} == inodes
+    assert {path.name: path.stat().st_ino for path in (frozen / "cache").rglob("*.embedding")} == inodes
     assert all(torch.equal(tensor, first[name]) for name, tensor in model(frozen).items())
 
 
@@ -138,8 +138,8 @@ def test_an_encoder_that_learns_is_refused_in_one_line(
         run(data, tmp_path, "frozen", **{"encoder#learn": ["*"]})
     sys.excepthook(caught.type, caught.value, caught.tb)
     assert capsys.readouterr().err.rpartition("\nerror: ")[2] == (
-        "expected an encoder wrapped whole in PretrainedEncoder, with learn: [], got PretrainedEncoder with parts "
-        "that learn\n"
+        "expected a frozen encoder, that is PretrainedEncoder with learn: [], got PretrainedEncoder with trainable "
+        "layers\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""A file is whole or not there: written beside its place, then renamed."""
+"""Atomic writes: a file is written under another name in its folder, then renamed."""
 
 import os
 from collections.abc import Iterator
@@ -7,13 +7,17 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a file to write that takes the place of ``path`` when all went well, also when the machine goes down.
+def atomic_write(path: Path, *, ending: str = ".part", durable: bool = True) -> Iterator[Path]:
+    """Give a file to write that replaces ``path`` when the block ends without an error.
 
-    Whoever reads ``path`` meanwhile finds what was there before, and still does after an error. For one writer.
+    Until then, and after an error or a kill, ``path`` holds what it held before.
 
     Args:
         path: the file; folders above it are made.
+        ending: what the unfinished file has after the name of ``path``; writers of the same file at the same time need
+            one each.
+        durable: write to the disk before renaming, so that not even a power failure leaves a truncated file. Without it
+            the reader must be able to detect one.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -24,18 +28,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
         ['cohort.csv']
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
+    unfinished = path.with_name(path.name + ending)
     try:
         yield unfinished
-        with unfinished.open("r+b") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with unfinished.open("r+b") as file:
+                os.fsync(file.fileno())
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8 that takes the place of ``path`` whole or not at all.
+    """Write a text in UTF-8 atomically.
 
     Args:
         path: the file; folders above it are made.

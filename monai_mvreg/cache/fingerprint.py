@@ -129,9 +129,8 @@ class _Walk:
         try:
             reduced = thing.__reduce_ex__(4)
         except Exception as error:  # whatever an object of somebody else raises
-            raise ValueError(
-                f"expected settings that can be read, got {type(thing).__module__}.{type(thing).__qualname__} ({error})"
-            ) from None
+            name = f"{type(thing).__module__}.{type(thing).__qualname__}"
+            raise ValueError(f"expected settings that can be pickled, got {name} ({error})") from None
         if isinstance(reduced, str):
             yield self.name_of(thing, str(getattr(thing, "__module__", None) or type(thing).__module__))
             yield reduced.encode()

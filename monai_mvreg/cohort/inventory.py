@@ -21,7 +21,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from monai_mvreg.cache.atomic import atomic_write_text
 from monai_mvreg.cohort.sources import rows_from_scans
 from monai_mvreg.cohort.thumbnails import ScanPicture, as_jpeg, square_pixels
-from monai_mvreg.scans.addresses import relative, short
+from monai_mvreg.scans.addresses import ScanAddress
 from monai_mvreg.scans.burned_in import may_name_patient
 from monai_mvreg.scans.dicom.pixels import read_values
 from monai_mvreg.scans.dicom.volumes import Stack
@@ -70,7 +70,7 @@ def take_inventory(source: Path, *, everything: bool = False, resample: bool = F
         told += f" and {len(reasons) - 5} more reasons" if len(reasons) > 5 else ""
         raise ScanError(f"expected scans in {source}, found none in {len(left_out)} files and series{told}")
     home = Path(source) if Path(source).is_dir() else Path(source).parent
-    at = {relative(scan.address, home): scan for scan in scans}
+    at = {str(ScanAddress.parse(scan.address).relative_to(home)): scan for scan in scans}
     return Inventory(home, rows, tuple(at[path] for path in rows["path"]), tuple(left_out))
 
 
@@ -90,7 +90,7 @@ def visits(found: Inventory, *, identify: bool = False) -> str:
             "day": [f"{day:.0f}" if day == day else "?" for day in rows["day"]],
             **{name: rows[name].replace("", "-") for name in ("modality", "body_part", "size", "spacing")},
             "frames": rows["frames"],
-            "scan": [short(path) for path in rows["path"]],
+            "scan": [ScanAddress.parse(path).short for path in rows["path"]],
         }
     )
     repeated = shown[["patient", "day"]].duplicated()
@@ -147,7 +147,7 @@ def contact_sheet(page: Path, found: Inventory, *, identify: bool = False) -> No
             "picture": picture,
             "reason": reason,
             "about": ", ".join(filter(None, about)),
-            "path": short(row["path"]),
+            "path": ScanAddress.parse(row["path"]).short,
         }
         patients.setdefault(patient, {}).setdefault(day, []).append(entry)
     places: dict[str, list[str]] = {}

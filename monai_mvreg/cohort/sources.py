@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from monai_mvreg.cohort.table import TableRows
-from monai_mvreg.scans import addresses
+from monai_mvreg.scans.addresses import ScanAddress
 from monai_mvreg.scans.dicom.acquisition_date import Moment, in_order
 from monai_mvreg.scans.dicom.volumes import Stack
 from monai_mvreg.scans.find import LeftOut, Scan
@@ -90,9 +90,9 @@ def rows_from_scans(source: Path, scans: Sequence[Scan]) -> tuple[pd.DataFrame, 
     left_out = []
     undated = set()
     for scan in scans:
-        place, _ = addresses.split(scan.address)
+        address = ScanAddress.parse(scan.address)
         # Of a zip that was searched, the name is nobody's.
-        inside = place.relative_to(Path(source) if place.is_relative_to(source) else home).parts
+        inside = address.place.relative_to(Path(source) if address.place.is_relative_to(source) else home).parts
         patient, date = scan.patient, scan.date
         if not isinstance(scan.content, Stack):
             patient = inside[0] if len(inside) > 1 else ""
@@ -100,7 +100,7 @@ def rows_from_scans(source: Path, scans: Sequence[Scan]) -> tuple[pd.DataFrame, 
             if date is None:
                 undated.add(patient)
         if patient:
-            found.append((patient, addresses.relative(scan.address, home), date, scan.modality, scan))
+            found.append((patient, str(address.relative_to(home)), date, scan.modality, scan))
         else:
             reason = "no patient: a DICOM scan without PatientID, or another file beside the patients' folders"
             left_out.append(LeftOut(scan.files[0], reason, scan))
@@ -109,13 +109,13 @@ def rows_from_scans(source: Path, scans: Sequence[Scan]) -> tuple[pd.DataFrame, 
     facts = pd.DataFrame(
         [
             (
-                addresses.relative(scan.address, home),
+                path,
                 scan.body_part,
                 "x".join(map(str, scan.shape)),
                 "x".join(f"{distance:.4g}" for distance in scan.spacing),
                 scan.frames,
             )
-            for *_, scan in found
+            for _, path, *_, scan in found
         ],
         columns=["path", "body_part", "size", "spacing", "frames"],
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from monai_mvreg.cache.atomic import atomic_write
-from monai_mvreg.scans import addresses
+from monai_mvreg.scans.addresses import ScanAddress, exists
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def _add_scans(patient: Patient, scans: TableRows, rows: Sequence[int], columns:
     found = []
     for row in rows:
         address = images / scans.text(row, columns.path)
-        if not addresses.exists(addresses.split(address)[0]):
+        if not exists(ScanAddress.parse(address).place):
             raise FileNotFoundError(
                 f"{scans.file.name} row {row + 2}, column {columns.path!r}: no such scan below {images}"
             )
@@ -353,10 +353,10 @@ def write_cohort(cohort: Cohort, path: str) -> None:
     rows = []
     for patient in cohort.patients:
         for scan, day, view in zip(patient.scans, patient.days, patient.views, strict=True):
-            place, key = addresses.split(scan)
+            address = ScanAddress.parse(scan)
             row: dict[str, Any] = {
                 "patient": patient.key,
-                "path": addresses.relative(f"{place.resolve()}{'#' * bool(key)}{key}", folder),
+                "path": str(replace(address, place=address.place.resolve()).relative_to(folder)),
                 "day": f"{day:.10g}",
             }
             if cohort.views:

@@ -16,7 +16,7 @@ from pydicom.uid import generate_uid
 
 from monai_mvreg.cache.atomic import atomic_write
 from monai_mvreg.predict.prediction import ModelIdentity, Prediction
-from monai_mvreg.scans import addresses
+from monai_mvreg.scans.addresses import ScanAddress
 from monai_mvreg.scans.content_hash import content_hashes, scan_content
 from monai_mvreg.scans.dicom.acquisition_date import in_order
 from monai_mvreg.scans.dicom.volumes import Stack
@@ -81,14 +81,14 @@ def used_instances(prediction: Prediction, *, home: Path) -> tuple[DicomScan, ..
     """
     base = home if home.is_dir() else home.parent
     used = [str(base / scan.address) for scan in prediction.scans]
-    places = dict.fromkeys(addresses.split(address)[0] for address in used)
+    places = dict.fromkeys(ScanAddress.parse(address).place for address in used)
     known: dict[str, Scan] = {}
     for place in places:  # one look at a folder, however many of its series were used
         found, left = find_scans(place, resample=True)
         known |= {scan.address: scan for scan in [*found, *(item.scan for item in left if item.scan is not None)]}
     sources = []
     for at, address in enumerate(used):
-        scan = known.get(Path(address).as_posix()) or scan_at(address, resample=True)
+        scan = known.get(str(ScanAddress.parse(address))) or scan_at(address, resample=True)
         if not isinstance(scan.content, Stack):
             continue
         content = prediction.scans[at].content

@@ -32,7 +32,7 @@ from monai_mvreg.dicom_results.evidence import (
 )
 from monai_mvreg.dicom_results.ucum import unit_concept
 from monai_mvreg.predict.prediction import PURPOSE, PredictedNumber, Prediction, SurvivalCurve, UsedScan, in_words
-from monai_mvreg.scans.addresses import short
+from monai_mvreg.scans.addresses import ScanAddress
 
 SCHEME = "99MVREG"
 """The private coding scheme of what no public one has a word for; the DICOM object declares it."""
@@ -233,7 +233,7 @@ def _remarks(prediction: Prediction) -> list[ContentItem]:
     return [
         *(_text(words, in_words(number)) for number in prediction.numbers),
         *(_text(_WARNING, one.message) for one in prediction.warnings if one.scan is None),
-        *(_text(left_out, f"{short(one.address)}: {one.reason}") for one in prediction.left_out),
+        *(_text(left_out, f"{ScanAddress.parse(one.address).short}: {one.reason}") for one in prediction.left_out),
     ]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from monai_mvreg.label.request import Question
+from monai_mvreg.scans.addresses import ScanAddress
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _PATIENT, _SERIES, _MODALITY = "00100020", "0020000E", "00080060"
@@ -128,7 +129,8 @@ def gather(question: Question, store: ScanStore, folder: Path) -> None:
 
 def image_at(address: str) -> str:
     """The id of the image that an address below the gathered folder is of, or the name of its file in a session."""
-    return re.sub(r"(\.nii\.gz|\.nii|\.nrrd)$", "", re.split(r"[/#]", address, maxsplit=1)[0])
+    first = (*ScanAddress.parse(address).place.parts, ".")[0]
+    return re.sub(r"(\.nii\.gz|\.nii|\.nrrd)$", "", first)
 
 
 def _value(entry: dict[str, Any], tag: str) -> str:

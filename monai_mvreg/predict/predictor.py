@@ -19,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.cache.fingerprint import fingerprint
-from monai_mvreg.cache.scan_embeddings import entry_name, read_embedding, write_embedding
+from monai_mvreg.cache.scan_embeddings import embedding_store, read_embedding, write_embedding
+from monai_mvreg.cache.store import entry_name
 from monai_mvreg.cohort.table import Cohort
 from monai_mvreg.errors import user_error
 from monai_mvreg.metrics.bootstrap import Array
@@ -72,7 +73,8 @@ class Predictor:
     """
 
     def __init__(self, trained: Trained, *, kept: Path | None = None) -> None:
-        self.trained, self.kept = trained, kept
+        self.trained = trained
+        self.store = None if kept is None else embedding_store(kept)
         self.members = tuple(member.network for member in trained.members)
         self.transform = trained.transform
         steps = self.transform.transforms
@@ -84,8 +86,7 @@ class Predictor:
             preprocessing=fingerprint(list(steps), codec_releases()),
         )
         self.cache_keys: tuple[str, ...] = ()
-        if kept is not None:
-            kept.mkdir(parents=True, exist_ok=True)
+        if self.store is not None:
             self.cache_keys = tuple(fingerprint(self.model.preprocessing, network.encoder) for network in self.members)
         self.residuals: pd.DataFrame | None = None
 
@@ -255,9 +256,9 @@ class Predictor:
 
     def _remembered(self, content: str) -> list[Tensor]:
         """Quantiles and embedding of a scan for each member, if all are kept."""
-        if self.kept is None:
+        if self.store is None:
             return []
-        found = [read_embedding(self.kept, entry_name(key, content)) for key in self.cache_keys]
+        found = [read_embedding(self.store, entry_name(key, content)) for key in self.cache_keys]
         entries = [entry for entry in found if entry is not None]
         return entries if len(entries) == len(found) else []
 
@@ -271,9 +272,9 @@ class Predictor:
 
     def _encode(self, facts: ScanFacts, image: Tensor, content: str) -> list[Tensor]:
         entries = [torch.cat([torch.tensor(facts.intensity), embed_scan(net, image)]) for net in self.members]
-        if self.kept is not None:
+        if self.store is not None:
             for key, entry in zip(self.cache_keys, entries, strict=True):
-                write_embedding(self.kept, entry_name(key, content), entry)
+                write_embedding(self.store, entry_name(key, content), entry)
         return entries
 
     def _outputs(self, place: int, seen: Sequence[_Seen], covariates: Tensor) -> tuple[Tensor, Tensor]:

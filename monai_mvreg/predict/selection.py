@@ -10,7 +10,7 @@ from pathlib import Path
 from monai_mvreg.cohort.sources import date_in
 from monai_mvreg.cohort.table import Patient
 from monai_mvreg.predict.prediction import PredictionWarning, UnusedScan
-from monai_mvreg.scans import addresses
+from monai_mvreg.scans.addresses import ScanAddress
 from monai_mvreg.scans.dicom.volumes import Stack
 from monai_mvreg.scans.find import Scan, find_scans
 from monai_mvreg.trained.trained_model import Trained
@@ -89,7 +89,7 @@ def find_patient(folder: Path, trained: Trained, *, covariates: Mapping[str, flo
     damaged = sum(item.scan is None and not item.reason.startswith(_NO_SCAN) for item in refused)
     warnings = [PredictionWarning("left_out", f"files or series that could not be read: {damaged}")] if damaged else []
     nobodys = [scan for scan in taken.values() if not scan.patient]
-    homes = {inside(scan.address, folder).rpartition("/")[0].partition("/")[0] for scan in nobodys}
+    homes = {_below(scan.address, folder).place.parts[:-1][:1] for scan in nobodys}
     if nobodys and (len(nobodys) < len(taken) or len(homes) > 1):
         sentence = f"{len(nobodys)} of {len(taken)} scans do not say whose they are: check that all are of one patient"
         warnings.append(PredictionWarning("patient", sentence))
@@ -100,7 +100,7 @@ def date_of(scan: Scan, home: Path) -> int | None:
     """The day of a scan from its header, or for a file that is not DICOM from its name or that of a folder in home."""
     if isinstance(scan.content, Stack):
         return scan.date.toordinal() if scan.date else None
-    place = addresses.split(scan.address)[0]
+    place = ScanAddress.parse(scan.address).place
     parts = place.relative_to(home).parts if place.is_relative_to(home) else (place.name,)
     date = next((day for part in reversed(parts) if (day := date_in(part))), None)
     return date.toordinal() if date else None
@@ -108,4 +108,8 @@ def date_of(scan: Scan, home: Path) -> int | None:
 
 def inside(address: str, home: Path) -> str:
     """An address from the folder, zip or folder of the file that was given."""
-    return addresses.relative(address, home if home.is_dir() else home.parent)
+    return str(_below(address, home))
+
+
+def _below(address: str, home: Path) -> ScanAddress:
+    return ScanAddress.parse(address).relative_to(home if home.is_dir() else home.parent)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from monai_mvreg.predict.prediction import Prediction
+from monai_mvreg.scans.addresses import ScanAddress
 
 _HIDDEN = "[hidden]"
 # A file or a path that a reason quotes, and what stands alone before a colon and is no plain word.
@@ -29,7 +30,7 @@ def cleaner(prediction: Prediction) -> Callable[[str], str]:
         alone |= {part for part in re.split(r"[\^,\s]+", key) if len(part) > 2}
     addresses = [scan.address for scan in prediction.scans] + [item.address for item in prediction.left_out]
     for address in addresses:
-        place = address.partition("#")[0]
+        place = ScanAddress.parse(address).place.as_posix()
         parts = [part for part in re.split(r"[\\/]", place) if part.strip(".")]
         names = {part for part in parts if not re.fullmatch("[a-z]+", part)}
         names |= {address, place, *parts[-1:], *(part.partition(".")[0] for part in parts[-1:])}

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from monai_mvreg.scans import addresses as scan_addresses
+from monai_mvreg.scans.addresses import ScanAddress
 from monai_mvreg.scans.dicom.headers import CODECS
 from monai_mvreg.scans.discovery import list_files
 from monai_mvreg.scans.find import Scan
@@ -42,10 +42,10 @@ def content_hashes(addresses: Iterable[str]) -> dict[str, str]:
     places: dict[Path, bytes] = {}  # several series may lie in one folder
     found: dict[str, str] = {}
     for address in addresses:
-        place, key = scan_addresses.split(address)
-        if place not in places:
-            places[place] = _hash_place(place)
-        found[address] = hashlib.sha256(places[place] + key.encode()).hexdigest()
+        parsed = ScanAddress.parse(address)
+        if parsed.place not in places:
+            places[parsed.place] = _hash_place(parsed.place)
+        found[address] = hashlib.sha256(places[parsed.place] + parsed.key.encode()).hexdigest()
     return found
 
 

@@ -19,7 +19,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from monai_mvreg.scans import addresses
+from monai_mvreg.scans.addresses import ScanAddress, scan_key
 from monai_mvreg.scans.dicom import tags
 from monai_mvreg.scans.dicom.acquisition_date import SOURCES, Moment, acquired, in_order
 from monai_mvreg.scans.dicom.duplicates import without_copies
@@ -43,7 +43,7 @@ _BARE = {bytes([group, 0, element, 0]) for group, element in ((2, 0), (8, 0), (8
 class Scan:
     """One scan, known from its headers alone.
 
-    ``key`` is the SeriesInstanceUID, with ``:name`` of the volume if the series has several; empty for other formats.
+    ``series`` is the SeriesInstanceUID, ``volume`` names the volume if the series has several; empty for other formats.
     ``date`` is a ``date``, or a ``datetime`` if the time of day is known, read from the DICOM attribute ``date_from``.
     ``shape`` and ``spacing`` (mm, empty if unknown) follow the axes of the array: columns, rows[, slices]; ``frames``
     counts the time points. ``transfer_syntax`` is the UID that says how pixels are stored. ``patient`` is the DICOM
@@ -51,7 +51,8 @@ class Scan:
     """
 
     address: str
-    key: str
+    series: str
+    volume: str
     modality: str
     body_part: str
     date: Moment | None
@@ -64,6 +65,11 @@ class Scan:
     files: tuple[Path, ...]
     patient: str = field(repr=False)
     content: Stack | Nifti | Raster = field(repr=False, compare=False)
+
+    @property
+    def key(self) -> str:
+        """``series`` and ``volume`` in one text, as in an address."""
+        return scan_key(self.series, self.volume)
 
 
 @dataclass(frozen=True)
@@ -217,7 +223,7 @@ def scans_of(
                 reason = f"{tail}: a damaged file in its folder: {damaged[0].path.name} ({damaged[0].reason})"
                 left.append(LeftOut(Path(_common([s.file for s in slices])), reason))
             elif kind := _no_scan(first):
-                left.append(LeftOut(addresses.split(scan.address)[0], kind, scan))
+                left.append(LeftOut(ScanAddress.parse(scan.address).place, kind, scan))
             else:
                 scans.append(scan)
     left += found.others
@@ -285,11 +291,11 @@ def _scan(uid: str, stack: Stack, stacks: Sequence[Stack | ScanError], homes: di
     date, source = min((acquired(file.values) for file in files), key=_earliest)
     # In a folder of its own a volume is the only one of its series, and its address needs no name.
     beside = any(isinstance(s, ScanError) or (s is not stack and _lies_in(s, place)) for s in stacks) if name else False
-    volume = f":{name}" if beside else ""
-    several = len(homes[str(place)]) > 1 or volume
+    several = beside or len(homes[str(place)]) > 1
     return Scan(
-        address=place.as_posix() + (f"#{uid}" if several else "") + volume,
-        key=uid + (f":{name}" if name else ""),
+        address=str(ScanAddress(place, uid if several else "", name if beside else "")),
+        series=uid,
+        volume=name,
         modality=first.file.modality,
         body_part=text(first.file.values, tags.BODY_PART_EXAMINED),
         date=date,
@@ -315,7 +321,8 @@ def _earliest(found: tuple[Moment | None, str]) -> tuple[int, tuple[int, int]]:
 def _single(item: Nifti | Raster) -> Scan:
     return Scan(
         address=item.path.as_posix(),
-        key="",
+        series="",
+        volume="",
         modality="",
         body_part="",
         date=None,

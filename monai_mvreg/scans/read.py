@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from monai_mvreg.scans import addresses
+from monai_mvreg.scans.addresses import ScanAddress
 from monai_mvreg.scans.dicom import tags
 from monai_mvreg.scans.dicom.headers import RT_DOSE, text
 from monai_mvreg.scans.dicom.pixels import read_values
@@ -152,8 +152,8 @@ def scan_at(address: str, *, resample: bool = False) -> Scan:
     Raises:
         ScanError: if there is none, more than one, or one that cannot be read right; all are named.
     """
-    path, key = addresses.split(address)
-    series, _, name = key.partition(":")
+    wanted = ScanAddress.parse(address)
+    path, series = wanted.place, wanted.series
     files, refused_files = list_files(path)
     left_out = [LeftOut(where, reason) for where, reason in refused_files]
     alone = files == [str(path)]
@@ -164,8 +164,8 @@ def scan_at(address: str, *, resample: bool = False) -> Scan:
     scans += [item.scan for item in left if item.scan is not None]
     company = [*found.others, *found.ruins]
     refused = [item for item in left if item.scan is None and item not in company and item not in left_out]
-    if key:
-        scans = [scan for scan in scans if scan.key == key or (not name and scan.key.startswith(f"{series}:"))]
+    if wanted.key:
+        scans = [scan for scan in scans if scan.series == series and wanted.volume in ("", scan.volume)]
         hurt = damaged_of(found, [file for scan in scans for file in scan.files])
         refused = [item for item in refused if not scans or item in hurt]
     if len(scans) == 1 and not refused:
@@ -187,11 +187,11 @@ def scan_at(address: str, *, resample: bool = False) -> Scan:
 
 def _within(scan: Scan, place: Path) -> str:
     """The address of a scan below a place, with the end of its UID alone."""
-    where, key = addresses.split(scan.address)
-    if where == place and not key:
+    address = ScanAddress.parse(scan.address)
+    if address.place == place and not address.key:
         return f"...{scan.key[-12:]}"
-    home = place if where.is_relative_to(place) else place.parent  # a DICOMDIR names what lies beside it
-    return addresses.short(addresses.relative(scan.address, home).removeprefix("."))
+    home = place if address.place.is_relative_to(place) else place.parent  # a DICOMDIR names files next to it
+    return address.relative_to(home).short
 
 
 def _told(item: LeftOut, place: Path) -> str:

@@ -65,14 +65,15 @@ def fill_cache(folder: Path) -> None:
     """Write random embeddings under the names that those of the scans have."""
     import torch
 
-    from monai_mvreg.cache.scan_embeddings import cache_key, entry_name, write_embedding
+    from monai_mvreg.cache.scan_embeddings import cache_key, embedding_store, write_embedding
+    from monai_mvreg.cache.store import entry_name
     from monai_mvreg.scans.content_hash import content_hashes
 
-    (folder / "cache").mkdir()
+    store = embedding_store(folder / "cache")
     key = cache_key(*preparation())
     addresses = [str(folder / path) for path in pd.read_csv(folder / "cohort.csv")["path"]]
     for content in content_hashes(addresses).values():
-        write_embedding(folder / "cache", entry_name(key, content), torch.randn(WIDTH))
+        write_embedding(store, entry_name(key, content), torch.randn(WIDTH))
 
 
 def measure(folder: Path) -> dict[str, float]:

@@ -109,7 +109,7 @@ def test_an_object_that_holds_itself_has_one() -> None:
 
 
 def test_what_cannot_be_read_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected settings that can be read, got _io\.TextIOWrapper"):
+    with pytest.raises(ValueError, match=r"expected settings that can be pickled, got _io\.TextIOWrapper"):
         fingerprint(mt.Lambda(partial(print, file=sys.__stdout__)))
 
 

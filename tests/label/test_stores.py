@@ -128,7 +128,14 @@ def test_an_archive_that_names_a_path_as_a_series_is_not_believed() -> None:
 
 @pytest.mark.parametrize(
     ("address", "image"),
-    [("P1_a.nii.gz", "P1_a"), ("1.2.3#1.2.3", "1.2.3"), ("1.2.3/a.dcm", "1.2.3"), ("s.nrrd", "s"), ("a.b.nii", "a.b")],
+    [
+        ("P1_a.nii.gz", "P1_a"),
+        (".#1.2.3", "."),
+        ("1.2.3#1.2.3", "1.2.3"),
+        ("1.2.3/a.dcm", "1.2.3"),
+        ("s.nrrd", "s"),
+        ("a.b.nii", "a.b"),
+    ],
 )
 def test_an_address_leads_back_to_its_image(address: str, image: str) -> None:
     assert image_at(address) == image

@@ -17,6 +17,7 @@ from tests.report.test_patient import prediction
         ("OAS2_0001", "a.dcm", "OAS2_0001_MR1 is dark", "[hidden]_MR1 is dark"),
         ("1", "x/Meier/MR/a.dcm", "data/x/Meier/MR/a.dcm: 1 of 2", "[hidden]: 1 of 2"),
         ("1", "Meier_A/t1.nii.gz#1.2.3", "Meier_A: modality MR, got t1", "[hidden]: modality MR, got t1"),
+        ("1", "Anna#Meier/Visit_9/t1.nii", "Visit_9 is dark", "[hidden] is dark"),
         ("1", "images/meier.nii.gz", "expected images, meier is none", "expected images, [hidden] is none"),
         ("1", "Anna Meier/a.dcm", "Anna Meier/a.dcm is damaged", "[hidden] is damaged"),
         ("12", "a.dcm", "12 of 112 mm", "12 of 112 mm"),

@@ -87,7 +87,7 @@ def test_two_echoes_and_two_components_in_one_object_are_never_merged(tmp_path: 
     ]
     path = save(enhanced(frames), tmp_path / "a")
     scans, _ = find_scans(path)
-    names = [scan.key.partition(":")[2] for scan in scans]
+    names = [scan.volume for scan in scans]
     assert names == ["magnitude-echo-4.5", "magnitude-echo-9", "phase-echo-4.5", "phase-echo-9"]
     assert [read_scan(scan).array[0, 0].tolist() for scan in scans] == [[0, 1, 2], [6, 7, 8], [3, 4, 5], [9, 10, 11]]
     assert read_scan(scans[2].address).array[0, 0].tolist() == [3, 4, 5]

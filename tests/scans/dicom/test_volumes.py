@@ -16,7 +16,7 @@ from monai_mvreg.scans.read import Choices, read_scan
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(scan.key.partition(":")[2] for scan in find_scans(folder)[0])
+    return sorted(scan.volume for scan in find_scans(folder)[0])
 
 
 def test_slices_are_ordered_by_position_and_the_affine_is_ras(tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ def test_the_mean_of_all_diffusion_directions_is_a_volume_of_its_own(tmp_path: P
             block.add_new(0x03, "FL", b_value)
             block.add_new(0x04, "CS", direction)
             save(image, tmp_path / f"{i}{z}")
-    found = {scan.key.partition(":")[2]: scan.frames for scan in find_scans(tmp_path)[0]}
+    found = {scan.volume: scan.frames for scan in find_scans(tmp_path)[0]}
     assert found == {"image": 2, "isotropic": 1}
 
 

@@ -108,6 +108,7 @@ def read_turned(scan: Scan | str | Path, *, frame: Frame = None, choices: Choice
     return replace(data, array=np.ascontiguousarray(data.array))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what float32 cannot hold is refused with all that is not finite
 def _read(scan: Scan | str | Path, frame: Frame, choices: Choices, *, turned: bool) -> ScanData:
     check_frame(frame)
     found = scan if isinstance(scan, Scan) else scan_at(str(scan), resample=choices.resample)

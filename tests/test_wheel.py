@@ -256,3 +256,17 @@ def test_a_cross_validation_from_a_wheel_writes_to_its_own_folder(
     assert len(pd.read_csv(tmp_path / "cv/predictions.csv")) == 9
     assert (tmp_path / "cv/embeddings").is_dir()
     assert installed.files() == before
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_works_from_a_wheel(installed: Installed, data: Path, tmp_path: Path) -> None:
+    script = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n", 1)[1].split("```", 1)[0]
+    assert len([line for line in script.splitlines() if line]) < 10
+    settings = repr({name: value for name, value in TINY.items() if name not in ("target", "columns#unit")})
+    script = script.replace('"epochs": 20}', f"**{settings}}}").replace("/data/", f"{data}/")
+    (tmp_path / "script.py").write_text(script.replace("/new/patient", str(data / "0_0.nii.gz")))
+    before = installed.files()
+    told = installed.run("python", "script.py", where=tmp_path)
+    assert re.search(r"PredictedNumber\(name='volume', unit='mL', value=[\d.]+, low=", told)
+    assert {path.name for path in tmp_path.iterdir()} == {"script.py", "study", "volume-model"}
+    assert installed.files() == before

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import public_program
 import pytest
-from example_files import state_of, write_example_files
+from example_files import state_of
 
 import monai_mvreg
 
@@ -94,11 +95,6 @@ def test_a_public_name_says_what_it_takes_gives_and_raises(name: str) -> None:
             assert "Raises:" in text
 
 
-@pytest.fixture(scope="session")
-def example_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_example_files(tmp_path_factory.mktemp("examples"))
-
-
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_of_a_module_run(module: str, example_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for extra in EXTRAS.get(module, ()):
@@ -117,3 +113,24 @@ def test_the_import_is_instant_and_loads_nothing_heavy() -> None:
     )
     times = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(3)]
     assert min(times) < 0.1
+
+
+def test_the_types_of_the_package_reach_a_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "tests/public_program.py"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_program_of_a_user_runs(
+    example_files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(example_files)
+    public_program.main()
+    shown = capsys.readouterr().out
+    assert "'patient/2015-03-23': (24, 24, 16)" in shown
+    assert "expected a folder or file with scans, there is none at '3'" in shown

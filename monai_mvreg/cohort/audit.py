@@ -1,6 +1,6 @@
 """Cohort -> findings: what would make a result look better than it is, before anything is trained.
 
-A finding is a sentence with rows of the table (the header is row 1); it names no patient.
+A finding is a sentence with the rows of the table it is about (the header is row 1); it names no patient.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from monai_mvreg.scans.read import read_scan
 
 Array = npt.NDArray[Any]
 
-_EDGE = 16  # voxels of the small picture that stands for a scan
+_EDGE = 16  # voxels of the small picture that scans are compared by
 _ALIKE = 0.995  # correlation of two small pictures; heads of two people on one grid reach 0.98
 _DIRECTIONS = 64  # of independent noise, one pair in 20,000 is then left to be compared in full
 _TELLS = 0.95  # rank correlation of a covariate with the target
@@ -32,7 +32,7 @@ _TELLS = 0.95  # rank correlation of a covariate with the target
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to look at: ``what`` it is, in a sentence, and the ``rows`` of the table it stands in."""
+    """One thing to look at: ``what`` it is, in a sentence, and the ``rows`` of the table that it is about."""
 
     what: str
     rows: tuple[int, ...]
@@ -40,10 +40,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audited:
-    """Which columns of the table hold what; None where there is none.
+    """The columns of the table to audit; None where there is none.
 
-    ``index_day`` holds the day from which the prediction looks ahead, and ``event_day`` that of the event, both on the
-    scale of ``day``.
+    ``index_day`` is the day that the prediction is made on, and ``event_day`` that of the event, both on the scale of
+    ``day``.
     """
 
     patient: str = "patient"
@@ -56,23 +56,31 @@ class Audited:
     event_day: str | None = None
 
 
-def audit(table: Path, images: Path, columns: Audited) -> list[Finding]:
-    """Search a cohort for leaks.
+def audit(table: str | Path, images: str | Path, columns: Audited) -> list[Finding]:
+    """Check a cohort for data leakage.
 
-    A patient in two folds; one picture, or nearly one, under two patients (the same bytes, or the same picture after
-    resizing, recoding or another brightness); a scan that is later than the day of the prediction or of the event; a
-    covariate that gives the target away.
+    It looks for a patient in two folds; duplicate images under two patients (the same bytes, or the same picture after
+    resizing, recoding or a change of brightness); scans after the day of the prediction or of the event; and
+    covariates that reveal the target.
 
     Args:
-        table: one row per scan.
-        images: the folder that paths start from.
-        columns: which column holds what.
+        table: CSV or TSV with one row per scan.
+        images: folder that the paths in the table are relative to.
+        columns: the columns to look at.
+
+    Returns:
+        The findings; none if nothing was found.
 
     Raises:
         FileNotFoundError: if there is no such table.
         ValueError: if it lacks a column, or a cell that should be a number is none.
+
+    Example:
+        >>> [finding] = audit("cohort.csv", ".", Audited(target="growth", covariates=("growth",)))
+        >>> finding.what.partition(":")[0]
+        "the column 'growth' orders patients as the target does (rank correlation 1.00)"
     """
-    rows = TableRows(table)
+    rows, images = TableRows(Path(table)), Path(images)
     rows.need(columns.patient, columns.path, columns.day, columns.fold, columns.target, *columns.covariates)
     rows.need(columns.index_day, columns.event_day)
     patients = [rows.text(row, columns.patient) for row in range(len(rows.frame))]

@@ -1,4 +1,4 @@
-"""Cohort -> folds: every patient in one fold, found from the patient's key alone."""
+"""Cohort -> folds: every patient in one fold, which depends only on the patient's key."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,7 +11,15 @@ from monai_mvreg.cohort.table import Cohort, Patient
 
 
 def fold_of(key: str, folds: int, *, seed: int) -> str:
-    """Find a patient's fold from a hash of seed and key, so that adding patients moves nobody.
+    """Find a patient's fold from a hash of seed and key, so that adding patients moves no other.
+
+    Args:
+        key: key of the patient.
+        folds: number of folds.
+        seed: of the split.
+
+    Returns:
+        ``"0"`` to ``str(folds - 1)``.
 
     Example:
         >>> fold_of("patient 7", 5, seed=0)
@@ -22,10 +30,24 @@ def fold_of(key: str, folds: int, *, seed: int) -> str:
 
 
 def split_cohort(cohort: Cohort, folds: int = 5, *, seed: int = 0) -> Cohort:
-    """Put every patient into one of the folds ``"0"`` to ``str(folds - 1)``.
+    """Assign every patient to one of the folds ``"0"`` to ``str(folds - 1)`` by a hash of its key.
+
+    Args:
+        cohort: without folds.
+        folds: number of folds.
+        seed: of the split; :func:`balanced_seed` finds one with folds of similar targets.
+
+    Returns:
+        The cohort with folds. Patients who are added later do not move the others.
 
     Raises:
         ValueError: if some patients have a fold already, or a fold stays empty.
+
+    Example:
+        >>> from monai_mvreg.cohort.table import Columns, read_cohort
+        >>> cohort = split_cohort(read_cohort("cohort.csv", Columns(day="day"), images="."), 2)
+        >>> [patient.fold for patient in cohort.patients]
+        ['1', '1', '1', '0', '1', '1']
     """
     if any(patient.fold is not None for patient in cohort.patients):
         raise ValueError("expected patients without folds, the table has a column of folds already")
@@ -37,10 +59,17 @@ def split_cohort(cohort: Cohort, folds: int = 5, *, seed: int = 0) -> Cohort:
 
 
 def balanced_seed(cohort: Cohort, folds: int = 5, *, tries: int = 200) -> int:
-    """Find the seed whose folds are best stratified on every target, the event indicator among them.
+    """Find the seed whose folds are best stratified on every target, including the event indicator.
 
-    Stratifying by moving patients would move others whenever one is added. Here the split stays a hash of the key, and
-    the seed is chosen among many: note it and keep it.
+    The split stays a hash of the key, so adding a patient moves no other; only the seed is chosen. Note it and keep it.
+
+    Args:
+        cohort: with targets.
+        folds: number of folds.
+        tries: number of seeds to compare.
+
+    Returns:
+        The best of the seeds ``0`` to ``tries - 1``.
 
     Source: rerandomisation, Morgan and Rubin, Annals of Statistics 2012. https://doi.org/10.1214/12-AOS1008
     """
@@ -63,30 +92,36 @@ def balanced_seed(cohort: Cohort, folds: int = 5, *, tries: int = 200) -> int:
 
 
 def _strata(target: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
-    """Number the stratum of each patient: the few values of a target, or its quarters (ties in one)."""
+    """Number the stratum of each patient: the values of a target if they are few, else its quarters."""
     values = np.unique(target)
     return np.searchsorted(values if len(values) <= 4 else np.unique(np.quantile(target, [0.25, 0.5, 0.75])), target)
 
 
 def select(cohort: Cohort, folds: Sequence[str | int]) -> tuple[Patient, ...]:
-    """Patients of the named folds.
+    """Select the patients of some folds.
 
     Args:
         cohort: with folds.
-        folds: their names.
+        folds: names of folds.
 
     Returns:
         The patients, in the order of the cohort.
 
     Raises:
-        ValueError: if a name is no fold of the cohort, or there is no list of names.
+        ValueError: if a name is no fold of the cohort, or ``folds`` is not a list.
+
+    Example:
+        >>> from monai_mvreg.cohort.table import Columns, read_cohort
+        >>> cohort = read_cohort("cohort.csv", Columns(day="day", fold="fold"), images=".")
+        >>> [patient.key for patient in select(cohort, ["4"])]
+        ['DEMO-000']
     """
     wanted = _known(cohort, folds)
     return tuple(p for p in cohort.patients if p.fold in wanted)
 
 
 def leave_out(cohort: Cohort, *folds: Sequence[str | int]) -> tuple[Patient, ...]:
-    """Patients of all other folds.
+    """Select the patients of all other folds.
 
     Args:
         cohort: with folds.
@@ -96,14 +131,14 @@ def leave_out(cohort: Cohort, *folds: Sequence[str | int]) -> tuple[Patient, ...
         The patients, in the order of the cohort.
 
     Raises:
-        ValueError: if a name is no fold of the cohort, or a list of names is none.
+        ValueError: if a name is no fold of the cohort, or one of ``folds`` is not a list.
     """
     left_out = {name for part in folds for name in _known(cohort, part)}
     return tuple(p for p in cohort.patients if p.fold not in left_out)
 
 
 def held_out(folds: Sequence[str | int], *left_out: Sequence[str | int]) -> Sequence[str | int]:
-    """Check that training left these folds out, and hand them on.
+    """Check that training left these folds out, and return them.
 
     Args:
         folds: folds to evaluate.
@@ -113,7 +148,7 @@ def held_out(folds: Sequence[str | int], *left_out: Sequence[str | int]) -> Sequ
         The folds to evaluate.
 
     Raises:
-        ValueError: if the model has learned from one of the folds, or a list of names is none.
+        ValueError: if the model has learned from one of the folds, or one of the arguments is not a list.
     """
     known = {name for part in left_out for name in _names(part)}
     seen = _names(folds) - known
@@ -134,7 +169,7 @@ def _known(cohort: Cohort, folds: Sequence[str | int]) -> set[str]:
 
 
 def _names(folds: Sequence[str | int]) -> set[str]:
-    # The text "10" would be taken letter by letter, for the folds 1 and 0.
+    # The text "10" would be read letter by letter, as the folds 1 and 0.
     if isinstance(folds, str) or not isinstance(folds, Sequence):
         raise ValueError(f"expected a list of folds, such as {[str(folds)]}, got {folds!r}")
     return {str(fold) for fold in folds}

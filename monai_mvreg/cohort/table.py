@@ -15,24 +15,25 @@ from monai_mvreg.scans.addresses import ScanAddress, exists
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column of the table holds what; the only place where column names are spelled.
+    """The column of the table for each piece of information; the only place where column names are spelled.
 
     Args:
         patient: key of the patient.
-        path: the scan, relative to the folder of images: a file, a folder with one DICOM series, or
-            ``folder#SeriesInstanceUID``.
+        path: the scan, below the folder of images: a file, a DICOM series' folder, or ``folder#SeriesInstanceUID``.
         day: day of the scan as a number; only differences within a patient count.
-        date: date of the scan (ISO 8601; a time of day is not read), instead of ``day``. With neither, all scans count
-            as one visit.
+        date: date of the scan (ISO 8601, without time of day) instead of ``day``. With neither, all are one visit.
         view: kind of the scan (modality, view, side).
-        views: every kind there is, in the order the network knows them.
+        views: all kinds, in the order of the network's view embedding.
         target: one or more numbers to predict.
-        unit: unit of the target, the same in every row; with none the unit is "1", UCUM's word for no unit.
+        unit: unit of the target, the same in every row; without one the unit is "1", as in UCUM.
         event: 1 if the event was seen at the time given as target, 0 if censored.
-        covariates: column -> ``"number"``, or the list of its levels: ``{age: number, sex: [F, M]}``.
-        fold: part of the cohort a patient belongs to.
-        subgroups: further columns, of either table, by which a report tells errors apart: sex, site, scanner. The
-            network never sees them.
+        covariates: column -> ``"number"``, or the list of its levels.
+        fold: fold of the patient.
+        subgroups: columns of either table that reports group errors by (sex, site); the network never sees them.
+
+    Example:
+        >>> Columns(day="day", covariates={"age": "number", "sex": ["F", "M"]}).covariate_names
+        ('age', 'sex=M')
     """
 
     patient: str = "patient"
@@ -49,7 +50,7 @@ class Columns:
     subgroups: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Check that a list of columns is no single text, which would be taken letter by letter."""
+        """Refuse a single text where a list is expected: it would be read letter by letter."""
         for name, value in (("views", self.views), ("target", self.target), ("subgroups", self.subgroups)):
             if isinstance(value, str):
                 raise ValueError(f"{name}: expected a list, such as {[value]}, got {value!r}")
@@ -65,17 +66,20 @@ class Columns:
         return tuple(names)
 
     def without_outcome(self) -> "Columns":
-        """The same columns for new patients, whose target nobody knows."""
+        """The same columns for new patients, whose target is not known."""
         return replace(self, target=(), unit=None, event=None, fold=None, subgroups=())
 
 
 @dataclass(frozen=True)
 class Patient:
-    """One patient: scans in order of time, and what is known beside them.
+    """One patient: ``scans`` (addresses) in order of time, with their ``days`` from the first and indices ``views``.
 
-    ``days`` are relative to the first scan; ``views`` are indices; ``target`` holds the event indicator last if there
-    is one; a missing covariate is NaN. ``groups`` are the texts of covariates, view and subgroups, by column. Key and
-    texts are kept out of printed representations.
+    ``target`` ends with the event indicator if there is one; missing ``covariates`` are NaN; ``groups`` are the texts
+    of covariates, view and subgroups by column. ``repr`` hides ``key``, ``scans`` and ``groups``, but not ``fold``.
+
+    Example:
+        >>> Patient("Smith", ("smith.nii",), days=(0.0,), views=(0,), target=(12.5,), covariates=())
+        Patient(days=(0.0,), views=(0,), target=(12.5,), covariates=(), fold=None)
     """
 
     key: str = field(repr=False)
@@ -90,7 +94,12 @@ class Patient:
 
 @dataclass(frozen=True)
 class Cohort:
-    """A table of patients; ``target`` and ``covariates`` name the numbers of each patient in order."""
+    """The ``patients`` of a table; ``target`` (in ``unit``), ``covariates`` and ``views`` name what they hold in order.
+
+    Example:
+        >>> read_cohort("cohort.csv", Columns(target=("growth",), unit="unit"), images=".").unit
+        'mm/a'
+    """
 
     patients: tuple[Patient, ...]
     target: tuple[str, ...]
@@ -140,7 +149,7 @@ class TableRows:
                 )
 
     def error(self, row: int, column: str, sentence: str) -> ValueError:
-        """Name the cell that a sentence is about."""
+        """Make an error that names the cell."""
         return ValueError(f"{self.file.name} row {row + 2}, column {column!r}: {sentence}")
 
     def cell(self, row: int, column: str) -> str:
@@ -157,7 +166,7 @@ class TableRows:
         return value
 
     def number(self, row: int, column: str, *, missing: float | None = None) -> float:
-        """Read a finite number; ``missing`` stands for an empty cell, and ``None`` refuses one."""
+        """Read a finite number; an empty cell gives ``missing``, and is refused if that is None."""
         cell = self.cell(row, column)
         if missing is not None and cell.lower() in {"", "na", "n/a", "nan"}:
             return missing
@@ -178,7 +187,7 @@ class TableRows:
                 raise self.error(row, column, f"expected {what} {first!r} as in row {rows[0] + 2}, got {other!r}")
 
     def once(self, rows: Sequence[int], column: str) -> None:
-        """Check that no two of a patient's rows have the same cell; one scan in two patients is for an audit to see."""
+        """Check that a patient's rows differ in this cell; one scan under two patients is left to the audit."""
         found: dict[str, int] = {}
         for row in rows:
             earlier = found.setdefault(Path(self.text(row, column)).as_posix(), row)
@@ -186,19 +195,25 @@ class TableRows:
                 raise self.error(row, column, f"expected each scan once, row {earlier + 2} names the same")
 
 
-def read_cohort(scans_file: str, columns: Columns, *, images: str, outcomes_file: str | None = None) -> Cohort:
+def read_cohort(
+    scans_file: str | Path, columns: Columns, *, images: str | Path, outcomes_file: str | Path | None = None
+) -> Cohort:
     """Read and check a table of scans.
 
     Args:
         scans_file: CSV or TSV with one row per scan.
-        columns: which column holds what.
-        images: folder that the paths in the table start from.
+        columns: the names of the columns.
+        images: folder that the paths in the table are relative to.
         outcomes_file: a second table with one row per patient that holds targets, unit, event, covariates and fold;
-            ``None`` if the table of scans holds them itself.
+            ``None`` if they are in the table of scans.
 
     Raises:
         FileNotFoundError: if a table or a scan does not exist; a scan is named by its row.
         ValueError: for any cell that cannot be used, with file, row and column.
+
+    Example:
+        >>> read_cohort("cohort.csv", Columns(day="day"), images=".").patients[0].days
+        (0.0, 204.0, 386.0, 524.0, 669.0)
     """
     scans = TableRows(Path(scans_file))
     scans.need(columns.patient, columns.path, columns.day, columns.date, columns.view)
@@ -291,13 +306,8 @@ def _add_scans(patient: Patient, scans: TableRows, rows: Sequence[int], columns:
             view = list(columns.views).index(name)
         found.append((_day(scans, row, columns), str(address), view))
     found.sort()
-    first = found[0][0]
-    return replace(
-        patient,
-        scans=tuple(address for _, address, _ in found),
-        days=tuple(day - first for day, _, _ in found),
-        views=tuple(view for _, _, view in found),
-    )
+    days, scans_in_order, views = zip(*found, strict=True)
+    return replace(patient, scans=scans_in_order, days=tuple(day - days[0] for day in days), views=views)
 
 
 def _day(scans: TableRows, row: int, columns: Columns) -> float:
@@ -316,49 +326,52 @@ def _day(scans: TableRows, row: int, columns: Columns) -> float:
 def datalist(patients: Sequence[Patient]) -> list[dict[str, Any]]:
     """Turn patients into the items of a MONAI dataset.
 
+    Args:
+        patients: of a cohort, or of one of its folds.
+
     Returns:
-        One dictionary per patient: ``patient``, ``image`` (addresses of the scans), ``time`` (days), ``view`` and, if
-        there are any, ``label``, ``covariates`` and ``groups`` (texts by column).
+        One dictionary per patient: ``patient``, ``image`` (addresses of the scans), ``time`` (days), ``view``, ``fold``
+        and, if there are any, ``label``, ``covariates`` and ``groups`` (texts by column).
 
     Raises:
         ValueError: if there are no patients.
+
+    Example:
+        >>> datalist(read_cohort("cohort.csv", Columns(day="day"), images=".").patients)[0]["time"]
+        [0.0, 204.0, 386.0, 524.0, 669.0]
     """
     if not patients:
         raise ValueError("expected at least one patient, got none: is the fold spelled as in the table?")
     items: list[dict[str, Any]] = []
     for patient in patients:
-        item: dict[str, Any] = {
-            "patient": patient.key,
-            "image": list(patient.scans),
-            "time": list(patient.days),
-            "view": list(patient.views),
-            "fold": patient.fold or "",
-        }
-        if patient.target:
-            item["label"] = list(patient.target)
-        if patient.covariates:
-            item["covariates"] = list(patient.covariates)
-        if patient.groups:
-            item["groups"] = dict(patient.groups)
-        items.append(item)
+        item = {"patient": patient.key, "image": list(patient.scans), "time": list(patient.days)}
+        item |= {"view": list(patient.views), "fold": patient.fold or ""}
+        optional = {"label": list(patient.target), "covariates": list(patient.covariates), "groups": {**patient.groups}}
+        items.append(item | {name: values for name, values in optional.items() if values})
     return items
 
 
-def write_cohort(cohort: Cohort, path: str) -> None:
-    """Write a cohort as one CSV with one row per scan that :func:`read_cohort` reads back with ``columns_of(cohort)``.
+def write_cohort(cohort: Cohort, path: str | Path) -> None:
+    """Write a cohort as a CSV with one row per scan; :func:`read_cohort` reads it with ``columns_of(cohort)``.
 
-    Paths are written relative to the folder of the table where they lie below it.
+    Args:
+        cohort: the patients.
+        path: the CSV file; paths of scans in its folder are written relative to it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_cohort(read_cohort("cohort.csv", Columns(day="day"), images="."), f"{folder}/copy.csv")
+        ...     Path(folder, "copy.csv").read_text().split()[0]
+        'patient,path,day'
     """
     folder = Path(path).resolve().parent
     rows = []
     for patient in cohort.patients:
         for scan, day, view in zip(patient.scans, patient.days, patient.views, strict=True):
             address = ScanAddress.parse(scan)
-            row: dict[str, Any] = {
-                "patient": patient.key,
-                "path": str(replace(address, place=address.place.resolve()).relative_to(folder)),
-                "day": f"{day:.10g}",
-            }
+            path_in_table = str(replace(address, place=address.place.resolve()).relative_to(folder))
+            row: dict[str, Any] = {"patient": patient.key, "path": path_in_table, "day": f"{day:.10g}"}
             if cohort.views:
                 row["view"] = cohort.views[view]
             row.update(zip(cohort.target, patient.target, strict=True))
@@ -373,7 +386,7 @@ def write_cohort(cohort: Cohort, path: str) -> None:
 
 
 def columns_of(cohort: Cohort) -> Columns:
-    """Name the columns of a table that :func:`write_cohort` wrote (an event column is then the last target)."""
+    """Name the columns of a table that :func:`write_cohort` wrote (an event column becomes the last target)."""
     return Columns(
         day="day",
         view="view" if cohort.views else None,

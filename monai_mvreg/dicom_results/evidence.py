@@ -1,4 +1,4 @@
-"""A prediction -> the very DICOM instances it was made from, and the header that says whose they are."""
+"""A prediction -> the DICOM instances it was made from, and the header with their patient and study."""
 
 from __future__ import annotations
 
@@ -184,14 +184,29 @@ def take_over(header: Dataset, made: Dataset, *, ascii_only: bool) -> None:
         del made.SpecificCharacterSet
 
 
-def write_object(made: Dataset, path: Path) -> None:
-    """Write a result to a file; what stands there is always whole."""
-    with atomic_write(path) as unfinished, silent():
+def write_object(made: Dataset, path: str | Path) -> None:
+    """Write a DICOM result to a file, completely or not at all.
+
+    Args:
+        made: the result, as :func:`~monai_mvreg.dicom_results.structured_report.make_report` makes it.
+        path: the file to write.
+
+    Example:
+        >>> import tempfile
+        >>> from monai_mvreg.dicom_results import make_report
+        >>> from monai_mvreg.predict import Predictor
+        >>> report = make_report(Predictor.from_bundle("study").predict_folder("patient"), home="patient")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_object(report, f"{folder}/report.dcm")
+        ...     pydicom.dcmread(f"{folder}/report.dcm").SOPInstanceUID == report.SOPInstanceUID
+        True
+    """
+    with atomic_write(Path(path)) as unfinished, silent():
         made.save_as(unfinished, enforce_file_format=True)
 
 
 def fitted(text: str) -> str:
-    """A text as an attribute of 64 characters holds it."""
+    """Cut a text to what an attribute of 64 characters holds."""
     return text.replace("\\", "/")[:64]
 
 

@@ -1,4 +1,4 @@
-"""A structured report that was sent -> its numbers, and the instances that they were made from."""
+"""A structured report -> its numbers, and the DICOM instances that they were made from."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from monai_mvreg.predict.prediction import ModelIdentity, PredictedNumber, Survi
 
 @dataclass(frozen=True)
 class ReportedScan:
-    """A scan in a report, as :class:`~monai_mvreg.predict.prediction.UsedScan`.
+    """A scan in a report, like :class:`~monai_mvreg.predict.prediction.UsedScan`.
 
-    ``instances`` are the SOPInstanceUIDs of its files, each with the numbers of the used frames from 1, none where all
-    were used; there are none of a scan that is not DICOM.
+    ``instances`` are the SOPInstanceUIDs of its files, each with the numbers of the used frames from 1, or none if all
+    were used; a scan that is not DICOM has no instances.
     """
 
     day: float
@@ -29,7 +29,7 @@ class ReportedScan:
 
 @dataclass(frozen=True)
 class ReadReport:
-    """What a report says; its curve has the horizons alone. ``warnings`` are those of the scans too."""
+    """The content of a report; its curve has only the horizons. ``warnings`` include those of the scans."""
 
     numbers: tuple[PredictedNumber, ...]
     survival: SurvivalCurve | None
@@ -42,10 +42,20 @@ def read_report(report: Dataset) -> ReadReport:
     """Read a report that :func:`~monai_mvreg.dicom_results.structured_report.make_report` made.
 
     Args:
-        report: as ``pydicom.dcmread`` or ``highdicom.sr.srread`` gives it.
+        report: as ``pydicom.dcmread`` or ``highdicom.sr.srread`` returns it.
+
+    Returns:
+        The numbers, in full precision, the scans and the model.
 
     Raises:
         ValueError: if it is another DICOM object.
+
+    Example:
+        >>> from monai_mvreg.dicom_results import make_report
+        >>> from monai_mvreg.predict import Predictor
+        >>> prediction = Predictor.from_bundle("study").predict_folder("patient")
+        >>> read_report(make_report(prediction, home="patient")).numbers == prediction.numbers
+        True
     """
     try:
         root = list(report.ContentSequence)
@@ -74,7 +84,7 @@ def _value(item: Dataset) -> float:
 
 
 def _known(items: Iterable[Dataset], code: str) -> float | None:
-    """The number behind a code, None if there is none."""
+    """The number of a code, None if there is none."""
     return next((_value(item) for item in _all(items, code) if item.ValueType == "NUM"), None)
 
 

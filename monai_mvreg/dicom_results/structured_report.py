@@ -40,25 +40,32 @@ SCHEME = "99MVREG"
 _INSIDE = "HAS PROPERTIES"
 
 
-def make_report(prediction: Prediction, *, home: Path) -> Dataset:
+def make_report(prediction: Prediction, *, home: str | Path) -> Dataset:
     """Make the structured report of one patient.
 
-    It is filed under the patient and the study of the newest DICOM scan, preliminary and unverified. The same
-    prediction always has the same UID. The files of the scans are read again: each must be as it was predicted from.
+    It belongs to the patient and study of the newest DICOM scan, and is preliminary and unverified. The same prediction
+    always gets the same UID. The files of the scans are read again and must not have changed since the prediction.
 
     Args:
-        prediction: what :class:`~monai_mvreg.predict.predictor.Predictor` says of one patient.
+        prediction: the prediction of one patient.
         home: the folder that its addresses are relative to.
 
     Returns:
-        A Comprehensive 3D SR, to be saved by ``save_as(path, enforce_file_format=True)``; the text of each item and its
-        code are in ``docs/dicom.md``.
+        A Comprehensive 3D SR, to be saved by :func:`~monai_mvreg.dicom_results.evidence.write_object`; its items and
+        codes are in ``docs/dicom.md``.
 
     Raises:
-        ScanError: if a scan is not there any more, or cannot be read.
+        ScanError: if a scan no longer exists, or cannot be read.
         ValueError: if a unit has no UCUM code; if a number is not finite; if no scan is DICOM; if the scans are of
             several patients, or have changed.
+
+    Example:
+        >>> from monai_mvreg.predict import Predictor
+        >>> report = make_report(Predictor.from_bundle("study").predict_folder("patient"), home="patient")
+        >>> report.Modality, report.PatientID, report.VerificationFlag
+        ('SR', 'DEMO-000', 'UNVERIFIED')
     """
+    home = Path(home)
     _check_finite(prediction)
     units = [unit_concept(number.unit, of=number.name) for number in prediction.numbers]
     sources = used_instances(prediction, home=home)

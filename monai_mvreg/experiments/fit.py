@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import monai.bundle
 
@@ -22,10 +24,15 @@ from monai_mvreg.share.packing import pack_bundle, unpack_bundle
 
 @dataclass(frozen=True)
 class FittedModel:
-    """A trained model, and how it was trained.
+    """A trained model, and how it was trained; made by :func:`fit`, where the example is.
 
-    ``folder`` holds all that the training wrote: ``models``, and in ``eval`` a report with the figures of the
-    validation patients. ``files`` and ``settings`` are what the training read besides the table and its ``columns``.
+    ``folder`` holds all that the training wrote: ``models``, ``train.log``, and in ``eval`` a report with the figures
+    of the validation patients. ``files`` and ``settings`` are what the training read besides the ``table`` and its
+    ``columns``.
+
+    Example:
+        >>> FittedModel(Path("study"), Path("cohort.csv"), Columns(), (), {}).report.as_posix()
+        'study/eval/report.html'
     """
 
     folder: Path
@@ -110,7 +117,8 @@ def fit(
 ) -> FittedModel:
     """Train a model on a table of scans, as ``monai.bundle run`` does with ``train.yaml``.
 
-    Python, numpy and torch are seeded by it. An earlier model in the folder is replaced when the training has ended.
+    The log is in ``train.log``. Python, numpy and torch are seeded by the training. An earlier model in the folder is
+    replaced when the training has ended.
 
     Args:
         table: CSV with one row per scan; paths in it start at its folder.
@@ -136,7 +144,7 @@ def fit(
         ...     model.save(f"{out}/saved")
         ...     prediction = Predictor.from_bundle(f"{out}/saved").predict_folder("patient")
         >>> prediction.numbers[0].unit
-        'mm3/d'
+        'mm/a'
     """
     files = tuple(_preset(preset) for preset in presets)
     model = FittedModel(Path(out).resolve(), Path(table).resolve(), columns, files, dict(settings or {}))
@@ -169,12 +177,14 @@ def _run(config: str, model: FittedModel, further: Mapping[str, Any]) -> None:
     # A setting of None would be taken for one that was not given.
     texts = {name: "$None" if value is None else value for name, value in settings.items()}
     hook = sys.excepthook
+    model.folder.mkdir(parents=True, exist_ok=True)
     try:
-        monai.bundle.run(
-            config_file=[str(configs / f"{config}.yaml"), *map(str, model.files)],
-            logging_file=str(configs / "logging.conf"),
-            **json.loads(json.dumps(texts)),
-        )
+        with _logged_to(model.folder / f"{config}.log"):
+            monai.bundle.run(
+                config_file=[str(configs / f"{config}.yaml"), *map(str, model.files)],
+                logging_file=str(configs / "logging.conf"),
+                **json.loads(json.dumps(texts)),
+            )
     except Exception as error:
         cause = user_error(error)
         if cause is None:
@@ -182,3 +192,25 @@ def _run(config: str, model: FittedModel, further: Mapping[str, Any]) -> None:
         raise cause from None
     finally:
         sys.excepthook = hook  # the bundle's own prints one line and ends
+
+
+@contextlib.contextmanager
+def _logged_to(path: Path) -> Iterator[None]:
+    """Let what is logged and printed go to a file, and leave the logging of the caller as it was."""
+    root, shown = logging.getLogger(), sys.stdout
+    handlers, level = root.handlers[:], root.level
+    with path.open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        _move_logs(shown, log)
+        try:
+            yield
+        finally:
+            root.handlers[:], root.level = handlers, level
+            _move_logs(log, shown)
+
+
+def _move_logs(source: TextIO, target: TextIO) -> None:
+    """Let all handlers of loggers that write to one stream write to another."""
+    for logger in [logging.getLogger(), *logging.root.manager.loggerDict.values()]:
+        for handler in getattr(logger, "handlers", []):
+            if isinstance(handler, logging.StreamHandler) and handler.stream is source:
+                handler.setStream(target)

@@ -72,7 +72,7 @@ class Explanation:
 
 
 def used_part(patient: Patient, prediction: Prediction, *, home: Path) -> Patient:
-    """The patient with those scans alone that a prediction was made from.
+    """Reduce a patient to the scans that a prediction was made from.
 
     Args:
         patient: as it was predicted.
@@ -120,23 +120,37 @@ def numbers_by_scan(
 def explain_patient(
     predictor: Predictor,
     patient: Patient,
-    folder: Path,
+    folder: str | Path,
     *,
     methods: Mapping[str, SaliencyMap] = METHODS,
     number: int = 0,
 ) -> Explanation:
-    """Write the saliency of every scan of a patient: ``scan-<n>_<method>.nii.gz`` and ``explanation.json``.
+    """Write a saliency map of every scan of a patient, on the grid of the scan.
 
     Args:
         predictor: a trained model, or several.
-        patient: whose scans, all of which must be readable.
-        folder: where the files go; made if it is not there.
+        patient: whose scans must all be readable.
+        folder: where ``scan-<n>_<method>.nii.gz`` and ``explanation.json`` are written; made if it does not exist.
         methods: by the name in the files; ``{"occlusion": occlusion}`` for encoders that GradCAM cannot explain.
         number: which of the predicted numbers, from 0.
 
+    Returns:
+        The maps with their peaks, and a check by randomisation for each method.
+
     Raises:
         ValueError: if a method cannot explain the encoder, or a transform cannot be inverted.
+
+    Example:
+        >>> import tempfile
+        >>> from monai_mvreg.predict.selection import find_patient
+        >>> predictor = Predictor.from_bundle("study")
+        >>> patient = find_patient("patient", predictor.trained).patient
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     explanation = explain_patient(predictor, patient, folder, methods={"gradcam": gradcam})
+        ...     explanation.maps[0].path.name
+        'scan-0_gradcam.nii.gz'
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     images, fixed = numbers_by_scan(predictor, patient, number=number)
     with torch.no_grad():
@@ -193,7 +207,7 @@ def _scan_map(saliency: MetaTensor, own: MetaTensor, *, scan: int, method: str, 
 
 
 def _to_json(explanation: Explanation) -> str:
-    """The figures of an explanation; the maps are in the files it names, and nothing tells whose they are."""
+    """The figures of an explanation, with the names of the map files; nothing in it identifies the patient."""
     maps = [
         {
             **{"scan": one.scan, "method": one.method, "file": one.path.name, "peak_voxel": one.peak},

@@ -1,4 +1,4 @@
-"""Where in a scan the number of its patient comes from: class activation maps and occlusion, on the network's grid.
+"""Which regions of a scan the number of its patient comes from: GradCAM and occlusion, on the network's grid.
 
 A map is positive where the scan raises the number and negative where it lowers it, given the patient's other scans.
 """
@@ -111,17 +111,28 @@ class _Covered(_Wrapped):
 
 @torch.enable_grad()
 def gradcam(number: NumberByScan, image: Tensor, *, layer: str | None = None) -> Tensor:
-    """GradCAM of a scan ``(C, *spatial)`` as a map ``(*spatial)``: what raises the number minus what lowers it.
-
-    As coarse as the layer it is taken from; its scale has no unit.
+    """Compute GradCAM of a scan: regions that raise the number minus regions that lower it.
 
     Args:
-        number: what to look at.
+        number: the number to explain, as :func:`fix_patient` makes it.
         image: one prepared scan ``(C, *spatial)``.
         layer: dotted name of a module of the encoder; None takes that of :func:`spatial_layer`.
 
+    Returns:
+        The map ``(*spatial)``, as coarse as the layer it is taken from; its scale has no unit.
+
     Raises:
-        ValueError: if no layer of the encoder keeps places.
+        ValueError: if no layer of the encoder has spatial resolution.
+
+    Example:
+        >>> from monai_mvreg.networks.pools import MeanPool
+        >>> encoder = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> net = MultiScanNet(encoder, MeanPool(1)).eval()
+        >>> _ = [nn.init.ones_(weight) for weight in net.parameters()]  # the number is the mean of the pixels, plus 2
+        >>> image, one = nn.functional.one_hot(torch.tensor([20]), 64).view(1, 8, 8).float(), torch.zeros(1)
+        >>> number = fix_patient(net, [image], days=one, views=one, covariates=one, readout=lambda outputs: outputs)
+        >>> int(gradcam(number, image).argmax())  # the only bright pixel
+        20
 
     Source: Selvaraju et al., ICCV 2017. https://arxiv.org/abs/1610.02391
     """
@@ -149,11 +160,11 @@ def gradcam(number: NumberByScan, image: Tensor, *, layer: str | None = None) ->
 
 
 def spatial_layer(encoder: nn.Module, image: Tensor) -> str:
-    """Find the last module of an encoder that still tells places of the scan apart, and that all of it passes through.
+    """Find the last module of an encoder that has spatial resolution and that everything passes through.
 
-    It has at least seven places along an axis, as in a ResNet that sees 224 pixels, if there is such a module: fewer,
-    as behind five halvings of a small volume, cannot point at anything. A module in one branch of a residual block is
-    none: what takes the other branch would be missing from the map.
+    It has at least seven positions along an axis, as in a ResNet that sees 224 pixels, if there is such a module:
+    fewer, as after five halvings of a small volume, cannot localise anything. A module in one branch of a residual
+    block is not taken: what goes through the other branch would be missing from the map.
 
     Args:
         encoder: ``(M, C, *spatial) -> (M, E)``, none of it frozen.
@@ -163,7 +174,7 @@ def spatial_layer(encoder: nn.Module, image: Tensor) -> str:
         Its dotted name.
 
     Raises:
-        ValueError: if there is none, as in transformers and histograms.
+        ValueError: if there is none, as in transformers and in :class:`HistogramEncoder`.
     """
     scan = _plain(image, encoder).requires_grad_(True)
     outputs: list[tuple[str, tuple[int, ...]]] = []
@@ -240,17 +251,28 @@ def _upsampler(spatial: Sequence[int]) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def occlusion(number: NumberByScan, image: Tensor, *, boxes: int | None = None) -> Tensor:
-    """By how much the number falls when a box is covered, in target units, as a map ``(*spatial)``; exact in place.
+    """Measure by how much the number falls when a box of the scan is blurred.
 
-    Boxes overlap by half, and a voxel has the mean of those that cover it. What is covered is replaced by the scan
-    itself, blurred over half a box: its mean would put a grey patch on a black background, which is an object of its
-    own, and so would black in the middle of a brain; blurred, what has no detail stays as it is.
+    Boxes overlap by half, and a voxel gets the mean of the boxes that cover it. A box is replaced by the scan blurred
+    over half a box: a grey or black box would be a new object on another background.
 
     Args:
-        number: what to look at.
+        number: the number to explain, as :func:`fix_patient` makes it.
         image: one prepared scan ``(C, *spatial)``.
-        boxes: how many boxes cover an axis without overlap; None takes 8 in an image and 5 in a volume, where the
+        boxes: number of boxes along an axis without overlap; None takes 8 in an image and 5 in a volume, where the
             encoder runs 225 and 729 times.
+
+    Returns:
+        The map ``(*spatial)`` in target units, positive where the scan raises the number.
+
+    Example:
+        >>> from monai_mvreg.networks.pools import MeanPool
+        >>> net = MultiScanNet(nn.Flatten(), MeanPool(64)).eval()
+        >>> _ = nn.init.ones_(net.head.weight)  # the number is the sum of the pixels, plus a constant
+        >>> image, one = nn.functional.one_hot(torch.tensor([20]), 64).view(1, 8, 8).float(), torch.zeros(1)
+        >>> number = fix_patient(net, [image], days=one, views=one, covariates=one, readout=lambda outputs: outputs)
+        >>> int(occlusion(number, image).argmax())  # the only bright pixel
+        20
 
     Source: Zeiler, Fergus, ECCV 2014. https://arxiv.org/abs/1311.2901
     """

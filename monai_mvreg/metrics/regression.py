@@ -36,12 +36,15 @@ def limits_of_agreement(pred: Array, target: Array, *, z: float = 1.96) -> tuple
         target: measured values ``(P,)`` in target units.
         z: half width in standard deviations; 1.96 holds 95 of 100 normal differences.
 
+    Returns:
+        Bias, lower limit and upper limit.
+
     Raises:
         ValueError: if lengths differ, a value is not finite, or there are fewer than 2 patients.
 
     Example:
-        >>> limits_of_agreement(np.array([1.0, 3.0]), np.array([1.0, 2.0]), z=0.0)
-        (0.5, 0.5, 0.5)
+        >>> limits_of_agreement(np.array([2.0, 4.0, 6.0]), np.array([1.0, 4.0, 7.0]))  # differences 1, 0 and -1
+        (0.0, -1.96, 1.96)
 
     Source: Bland, Altman, Lancet 1986. https://doi.org/10.1016/S0140-6736(86)90837-8
     """
@@ -59,18 +62,18 @@ def cohort_metrics(
     Args:
         pred: predicted values ``(P,)`` in target units, one per patient, ``P >= 2``.
         target: measured values ``(P,)`` in target units.
-        resamples: how often the patients are drawn anew, with replacement.
+        resamples: number of bootstrap samples of the patients.
         confidence: share of the resamples inside the interval, between 0 and 1.
-        seed: of the draws; the same seed gives the same intervals.
+        seed: seed of the bootstrap; the same seed gives the same intervals.
 
     Returns:
         In target units: ``mae``; ``rmse``; ``bias``, the mean of predicted minus measured; ``ici``, the integrated
-        calibration index, the mean distance between a prediction and what is measured on average where it is made. It
-        is no less than 0, so that its interval tells how large it may be, not whether it is 0.
-        Without unit: ``r2``, the share of the variance between patients that is predicted, below zero where the
-        prediction is worse than the mean of these patients, nan for a constant target; ``slope`` of the measured on the
-        predicted values, 1 where predictions spread as they should; ``pearson`` and ``spearman``, ties sharing their
-        average rank. Slope and correlations are nan if prediction or target is constant.
+        calibration index: the mean distance between a prediction and the mean measured value at that prediction. It
+        is never negative: its interval tells how large it may be, not whether it is 0.
+        Without unit: ``r2``, the explained share of the variance between patients, below zero where the prediction is
+        worse than the mean of these patients, nan for a constant target; ``slope`` of measured on predicted values, 1
+        if calibrated; ``pearson`` and ``spearman``, where ties share their average rank. Slope and correlations are
+        nan if prediction or target is constant.
 
     Raises:
         ValueError: if lengths differ, a value is not finite, there are fewer than 2 patients, or an option is
@@ -97,18 +100,18 @@ def cohort_metrics(
 def interval_metrics(
     low: Array, high: Array, target: Array, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, Estimate]:
-    """How often prediction intervals hold the measured value, and how wide they are.
+    """Coverage and width of prediction intervals.
 
     Args:
         low: the lower end ``(P,)`` of the interval of each patient, in target units, ``P >= 2``.
         high: the upper end ``(P,)``.
         target: measured values ``(P,)``.
-        resamples: how often the patients are drawn anew, with replacement.
+        resamples: number of bootstrap samples of the patients.
         confidence: share of the resamples inside the interval of each metric, between 0 and 1.
-        seed: of the draws.
+        seed: seed of the bootstrap.
 
     Returns:
-        ``coverage``, the share of the patients inside, and ``width``, the mean width in target units.
+        ``coverage``, the share of patients whose measured value lies inside, and ``width``, the mean in target units.
 
     Raises:
         ValueError: as :func:`cohort_metrics`.
@@ -132,15 +135,15 @@ def difference(
 ) -> Estimate:
     """Mean absolute error of A minus that of B on the same patients; A beats B where the interval is below zero.
 
-    Both errors of a patient are drawn together: what makes a patient hard for both does not widen the interval.
+    Both errors of a patient are resampled together: a patient who is hard for both does not widen the interval.
 
     Args:
         pred_a: the first prediction ``(P,)`` in target units, one per patient, ``P >= 2``.
         pred_b: the second prediction ``(P,)`` in target units.
         target: measured values ``(P,)`` in target units.
-        resamples: how often the patients are drawn anew, with replacement.
+        resamples: number of bootstrap samples of the patients.
         confidence: share of the resamples inside the interval, between 0 and 1.
-        seed: of the draws; the same seed gives the same interval.
+        seed: seed of the bootstrap; the same seed gives the same interval.
 
     Returns:
         The difference in target units.

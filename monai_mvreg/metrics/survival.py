@@ -1,10 +1,8 @@
-"""Judge predicted risk: who has the event first, who has it by a given day, and how true predicted chances are.
+"""Judge predicted risk: discrimination (who has the event first, who by a given day) and calibration.
 
 A label is ``(P, 2)``: the time in days, and 1 if the event happened then or 0 if the patient was last seen without it.
-A risk has no unit; higher is sooner. A chance of survival is that of no event through a day, between 0 and 1.
-
-What censoring hides is weighed in by ``G``, the Kaplan-Meier chance to be seen without censoring, of the same patients;
-at equal times events come before censorings.
+A risk has no unit; higher is sooner. Survival is the probability of no event through a day. Censoring is handled by
+inverse-probability-of-censoring weights (IPCW), from the Kaplan-Meier estimate of the censoring distribution.
 """
 
 from __future__ import annotations
@@ -22,13 +20,13 @@ from monai_mvreg.metrics.smooth import CalibrationCurve
 
 
 def kaplan_meier(label: Array) -> tuple[Array, Array]:
-    """Chance of survival by the product-limit method.
+    """Survival by the product-limit method.
 
     Args:
         label: ``(P, 2)``, time in days and event, ``P >= 1``.
 
     Returns:
-        The distinct times ``(U,)`` in days, increasing, and the chance ``(U,)`` of no event through each of them.
+        The distinct times ``(U,)`` in days, increasing, and the probability ``(U,)`` of no event through each of them.
 
     Raises:
         ValueError: as :func:`concordance`.
@@ -44,13 +42,13 @@ def kaplan_meier(label: Array) -> tuple[Array, Array]:
 
 
 def censoring_survival(label: Array) -> tuple[Array, Array]:
-    """Chance to be seen without censoring, by the product-limit method; events of a time are gone before it.
+    """The censoring distribution by the product-limit method; events leave before censorings of the same time.
 
     Args:
         label: ``(P, 2)``, time in days and event.
 
     Returns:
-        The distinct times ``(U,)`` in days, increasing, and the chance ``(U,)`` of no censoring through each of them.
+        The distinct times ``(U,)`` in days, increasing, and the probability ``(U,)`` of no censoring through each.
 
     Raises:
         ValueError: as :func:`concordance`.
@@ -60,14 +58,14 @@ def censoring_survival(label: Array) -> tuple[Array, Array]:
 
 
 def risk_slope(risk: Array, label: Array) -> float:
-    """The coefficient of the risk in a Cox model: 1 for a log risk of the right spread, below 1 for one too wide.
+    """The coefficient of the risk in a Cox model: 1 for a calibrated log risk, below 1 if it spreads too widely.
 
     Args:
         risk: ``(P,)``, higher is sooner.
         label: ``(P, 2)``, time in days and event.
 
     Returns:
-        The coefficient, nan where there is none: without events, for one risk, or where the risk orders all events.
+        The coefficient; nan without events, for a constant risk, or if the risk orders all events perfectly.
 
     Raises:
         ValueError: as :func:`concordance`.
@@ -115,10 +113,10 @@ def concordance_with_interval(
 def auc_over_time(
     risk: Array, label: Array, days: Sequence[float], *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> list[Estimate]:
-    """For each day, the chance that a patient with an event by then has the higher risk than one without.
+    """For each day, the probability that a patient with an event by then has a higher risk than one without.
 
-    Cumulative cases, dynamic controls, weighted against censoring; each day with a percentile bootstrap interval over
-    patients. Arguments as of :func:`survival_metrics`; nan where there is nobody to compare.
+    Cumulative cases and dynamic controls with IPCW, each day with a percentile bootstrap interval over patients.
+    Arguments as in :func:`survival_metrics`; nan where no two patients can be compared.
 
     Source: Uno et al., J Am Stat Assoc 2007. https://doi.org/10.1198/016214507000000149
     """
@@ -131,12 +129,16 @@ def auc_over_time(
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is predicted about the time to an event of each patient.
+    """Predictions of the time to an event, one per patient.
 
     Args:
         risk: ``(P,)``, higher is sooner.
         days: the horizons ``(T,)`` in days, increasing; the last one should leave some patients under observation.
-        survival: ``(P, T)``, chance of no event through each horizon; None: only the order is predicted.
+        survival: ``(P, T)``, probability of no event through each horizon; None: only the order is predicted.
+
+    Example:
+        >>> Forecast(risk=np.array([2.0, 1.0]), days=[365], survival=np.array([[0.4], [0.8]])).days
+        [365]
     """
 
     risk: Array
@@ -147,35 +149,32 @@ class Forecast:
 def survival_metrics(
     forecast: Forecast, label: Array, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Order of risk and truth of chances, each with a percentile bootstrap interval over patients.
-
-    The weights against censoring are estimated anew in every resample.
+    """Discrimination and calibration, each with a percentile bootstrap interval over patients.
 
     Args:
-        forecast: what is judged.
+        forecast: the predictions.
         label: ``(P, 2)``, time in days and event.
-        resamples: how often the patients are drawn anew, with replacement.
+        resamples: number of bootstrap samples of the patients; censoring weights are estimated in each.
         confidence: share of the resamples inside the interval, between 0 and 1.
-        seed: of the draws; the same seed gives the same intervals.
+        seed: seed of the bootstrap; the same seed gives the same intervals.
 
     Returns:
-        ``harrell``; ``uno``, the concordance of events before the last horizon, free of the pattern of censoring;
-        ``auc_<day>``, for each horizon, the chance that a patient with an event by then has the higher risk than one
-        without; ``slope``, the coefficient of the risk in a Cox model, 1 for a log risk of the right spread, below 1
-        for one too wide. With chances also ``brier_<day>``, their mean squared error; ``ibs``, its mean over the days
-        between the first and the last horizon; ``observed_to_expected_<day>``, events by then, by Kaplan-Meier, over
-        those predicted; ``ici_<day>``, the integrated calibration index: the mean distance between the predicted chance
-        of an event by then and the share that has it among patients of about that chance. It is no less than 0, so that
-        its interval tells how large it may be, not whether it is 0.
+        ``harrell`` and ``uno``, concordances, the latter of events before the last horizon and with IPCW; ``slope`` as
+        in :func:`risk_slope`; per horizon, ``auc_<day>`` as in :func:`auc_over_time`. With survival also its squared
+        error ``brier_<day>``, and ``ibs``, the mean of that from the first to the last horizon;
+        ``observed_to_expected_<day>``, the Kaplan-Meier over the predicted number of events; and ``ici_<day>``, the
+        mean distance between predicted and observed probability of an event (integrated calibration index).
 
     Raises:
-        ValueError: as :func:`concordance`, or if horizons do not increase, a chance is not between 0 and 1, or an
-            option is out of range.
+        ValueError: as :func:`concordance`, or if horizons do not increase, or survival or an option is out of range.
 
-    Source: Uno et al., Stat Med 2011. https://doi.org/10.1002/sim.4154; Uno et al., J Am Stat Assoc 2007.
-    https://doi.org/10.1198/016214507000000149; Graf et al., Stat Med 1999; van Houwelingen, Stat Med 2000; Austin,
-    Harrell, van Klaveren, Stat Med 2020. https://doi.org/10.1002/sim.8570; Gerds, Andersen, Kattan, Stat Med 2014.
-    https://doi.org/10.1002/sim.6152
+    Example:
+        >>> label = np.array([[100.0, 1], [200, 1], [400, 0]])
+        >>> survival_metrics(Forecast(np.array([3.0, 2.0, 1.0]), days=[300]), label)["harrell"].value
+        1.0
+
+    Source: Uno et al., Stat Med 2011. https://doi.org/10.1002/sim.4154; Graf et al., Stat Med 1999; Austin, Harrell,
+    van Klaveren, Stat Med 2020. https://doi.org/10.1002/sim.8570
     """
     measures = _measures(forecast, FollowUp(label))
     return estimates(measures, len(label), resamples=resamples, confidence=confidence, seed=seed)
@@ -184,42 +183,45 @@ def survival_metrics(
 def survival_differences(
     a: Forecast, b: Forecast, label: Array, *, names: Sequence[str] = (), resamples: int = 2000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Metrics of A minus those of B on the same patients, whose resamples they share, with 95 % intervals.
+    """Metrics of A minus those of B on the same patients and resamples, with 95 % intervals.
 
-    A has the better order where the interval of a concordance or an AUC is above zero, and the better chances where
-    that of a Brier score is below zero.
+    A is better where the interval of a concordance or an AUC lies above zero, or that of a Brier score below zero.
 
     Args:
-        a: the first forecast.
-        b: the second forecast; metrics that only one of both has are left out.
+        a: the first forecast; metrics that only one of them has are left out.
+        b: the second forecast.
         label: ``(P, 2)``, time in days and event.
         names: the metrics; none: all.
-        resamples: how often the patients are drawn anew, with replacement.
-        seed: of the draws; the same seed gives the same intervals.
+        resamples: as in :func:`survival_metrics`.
+        seed: as in :func:`survival_metrics`.
 
     Raises:
         ValueError: as :func:`survival_metrics`.
     """
     followed = FollowUp(label)
     of_a, of_b = _measures(a, followed), _measures(b, followed)
-    both = [name for name in names or of_a if name in of_b]
-    apart: dict[str, Measure] = {name: partial(_minus, a=of_a[name], b=of_b[name]) for name in both}
+    apart: dict[str, Measure] = {n: partial(_minus, a=of_a[n], b=of_b[n]) for n in names or of_a if n in of_b}
     return estimates(apart, len(label), resamples=resamples, confidence=0.95, seed=seed)
 
 
 def event_curve(forecast: Forecast, label: Array, day: float) -> tuple[Array, Array]:
-    """The calibration curve: the share that has the event by a day, among patients of about one predicted chance of it.
+    """Calibration curve: observed against predicted probability of an event by a day.
 
     Args:
-        forecast: with chances.
+        forecast: with survival.
         label: ``(P, 2)``, time in days and event.
         day: one of the horizons.
 
     Returns:
-        Predicted chances ``(G,)``, increasing, and the share at each.
+        Predicted probabilities ``(G,)``, increasing, and the observed one at each.
 
     Raises:
-        ValueError: as :func:`survival_metrics`, or if there are no chances.
+        ValueError: as :func:`survival_metrics`, or if the forecast has no survival.
+
+    Example:
+        >>> half = Forecast(np.zeros(4), days=[300], survival=np.full((4, 1), 0.5))
+        >>> event_curve(half, np.array([[100.0, 1], [200, 1], [400, 0], [400, 0]]), 300)
+        (array([0.5]), array([0.5]))
 
     Source: Gerds, Andersen, Kattan, Stat Med 2014. https://doi.org/10.1002/sim.6152
     """
@@ -233,15 +235,15 @@ def event_curve(forecast: Forecast, label: Array, day: float) -> tuple[Array, Ar
 
 
 def d_calibration(survival: Array, label: Array, *, bins: int = 10) -> float:
-    """How well predicted chances at each patient's own time fit a uniform distribution, as they do if they are true.
+    """Test whether predicted survival at each patient's own time is uniformly distributed, as it is if calibrated.
 
     Args:
-        survival: ``(P,)``, the predicted chance of no event through the patient's own time.
-        label: ``(P, 2)``, time in days and event; a censored patient counts in parts for what may still come.
-        bins: parts of equal width between 0 and 1.
+        survival: ``(P,)``, the predicted probability of no event through the patient's own time.
+        label: ``(P, 2)``, time in days and event; a censored patient is spread over the bins of later times.
+        bins: number of bins of equal width between 0 and 1.
 
     Returns:
-        The p-value of Pearson's test with ``bins - 1`` degrees of freedom; below 0.05 the chances are not calibrated.
+        The p-value of Pearson's test with ``bins - 1`` degrees of freedom; below 0.05 survival is not calibrated.
 
     Raises:
         ValueError: as :func:`survival_metrics`.
@@ -250,7 +252,7 @@ def d_calibration(survival: Array, label: Array, *, bins: int = 10) -> float:
     """
     followed = FollowUp(label)
     chance = _chances(survival, followed, (len(followed.time),))
-    # An event lies in the bin of its chance. A censored patient's event is spread evenly from 0 up to its chance.
+    # An event lies in the bin of its survival; that of a censored patient is spread evenly from 0 up to its survival.
     low = np.arange(bins) / bins
     # The upper end belongs to the bin, but 0 to the first.
     own = np.clip(np.ceil(chance * bins) - 1, 0, bins - 1).astype(int)
@@ -316,7 +318,7 @@ def _auc(counts: Array, *, risk: Array, followed: FollowUp, day: float) -> Array
 
 
 def _known(counts: Array, *, followed: FollowUp, day: float) -> Array:
-    """How much each patient ``(R, P)`` stands for whose state on a day is known, also for those censored before."""
+    """IPCW weights ``(R, P)`` of the patients whose state on a day is known; 0 for those censored before."""
     survival = followed.censoring_survival(counts)
     happened = followed.event & (followed.time <= day)
     own = np.where(happened, _inverse(survival[:, followed.index]), 0)
@@ -336,8 +338,7 @@ def _ici(counts: Array, *, curve: CalibrationCurve, followed: FollowUp, day: flo
 def _over_days(counts: Array, *, measures: Sequence[Measure], days: Array) -> Array:
     """The mean of a score over time, by the trapezoid rule."""
     scores = np.stack([measure(counts) for measure in measures], axis=1)
-    mean: Array = (0.5 * (scores[:, 1:] + scores[:, :-1]) * np.diff(days)).sum(1) / (days[-1] - days[0])
-    return mean
+    return np.asarray((0.5 * (scores[:, 1:] + scores[:, :-1]) * np.diff(days)).sum(1) / (days[-1] - days[0]))
 
 
 def _observed_to_expected(counts: Array, *, chance: Array, followed: FollowUp, day: float) -> Array:
@@ -364,8 +365,7 @@ def _slope(counts: Array, *, risk: Array, followed: FollowUp) -> Array:
             slope = slope + np.clip(step, -2 - np.abs(slope), 2 + np.abs(slope))
             if not (np.abs(step) >= 1e-9 * (1 + np.abs(slope))).any():
                 break
-    found: Array = np.where(np.abs(step) < 1e-6 * (1 + np.abs(slope)), slope, np.nan)
-    return found
+    return np.asarray(np.where(np.abs(step) < 1e-6 * (1 + np.abs(slope)), slope, np.nan))
 
 
 def _minus(counts: Array, *, a: Measure, b: Measure) -> Array:

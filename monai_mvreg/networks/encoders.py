@@ -58,11 +58,11 @@ def _equal(weights: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 
 class PretrainedEncoder(nn.Module):
-    """Keep a pretrained encoder frozen, but for the parts named to learn.
+    """Freeze a pretrained encoder, except for the parameters named to learn.
 
-    Frozen parts stay in evaluation mode whatever ``train()`` says, and an encoder without a learning part runs without
-    a graph. Batch normalisation keeps its pretrained statistics in the learning parts too: a batch of a few patients'
-    scans is too small and too alike to estimate them.
+    Frozen parts stay in evaluation mode whatever ``train()`` says, and a fully frozen encoder builds no graph. Batch
+    normalisation keeps its pretrained statistics everywhere: the scans of a few patients are too few and too similar
+    to estimate them.
 
     Args:
         encoder: a network ``(M, C, *spatial) -> (M, E)``.
@@ -143,6 +143,11 @@ class SliceEncoder(nn.Module):
 
     Args:
         encoder: a 2D network ``(M, C, H, W) -> (M, E)``.
+
+    Example:
+        >>> volume = torch.stack([torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)], dim=4)  # two slices
+        >>> SliceEncoder(nn.Flatten())(volume)
+        tensor([[0.5000, 0.5000, 0.5000, 0.5000]])
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -160,7 +165,13 @@ class TokenEncoder(nn.Module):
     """Average the tokens of a transformer such as ``monai.networks.nets.ViT`` (which returns tokens and hidden states).
 
     Args:
-        network: returns the tokens ``(M, L, E)`` first in a tuple.
+        network: returns a tuple whose first entry is the tokens ``(M, L, E)``.
+
+    Example:
+        >>> from monai.networks.nets import ViT
+        >>> vit = ViT(1, (32, 32), (16, 16), hidden_size=24, mlp_dim=32, num_layers=1, num_heads=2, spatial_dims=2)
+        >>> TokenEncoder(vit)(torch.zeros(3, 1, 32, 32)).shape
+        torch.Size([3, 24])
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -173,11 +184,11 @@ class TokenEncoder(nn.Module):
 
 
 class HistogramEncoder(nn.Module):
-    """Describe a scan by how much of it has which intensity: the share of each bin, nothing learned, no place kept.
+    """Describe a scan by its intensity histogram: the share of voxels in each bin, with nothing to learn.
 
-    Where the number sought is a share of tissue, this needs few patients. A value between the centres of two bins
-    counts for both in proportion, so gradients reach the image. Intensities must be comparable between scans, such as
-    scaled between percentiles.
+    It needs few patients where the target depends on the share of a tissue. A value between the centres of two bins
+    counts towards both in proportion, so gradients reach the image. Intensities must be comparable between scans, for
+    example scaled between percentiles.
 
     Args:
         bins: number of bins for each channel.

@@ -94,18 +94,18 @@ class MultiScanNet(nn.Module):
         encoder: any network ``(M, C, *spatial) -> (M, E)``; it only ever sees real scans, never padding.
         pool: any module ``(embeddings, mask, time) -> (pooled, weights)`` with attributes ``size`` and
             ``pooled_size``; see :mod:`monai_mvreg.networks.pools`.
-        outputs: numbers per patient ``K``.
-        covariates: numbers per patient that join in front of the head ``V``.
-        views: kinds of scans (modality, view) that are told apart.
-        dropout: dropout in front of the head.
-        chunk_size: scans that are encoded at once. In training all but the last chunk are encoded again for the
-            gradients, which stay exact (random state is replayed), so memory does not grow with the number of scans;
-            images may lie in host memory, they go to the device chunk by chunk. None: all scans at once.
+        outputs: number of outputs ``K`` per patient.
+        covariates: number of covariates ``V`` per patient, concatenated to the pooled vector before the head.
+        views: kinds of scans (modality, view) that are distinguished.
+        dropout: dropout before the head.
+        chunk_size: scans encoded at once. In training all but the last chunk are encoded a second time for the
+            gradients, which stay exact (the random state is replayed), so memory does not grow with the number of
+            scans; images may stay in host memory and move to the device chunk by chunk. None: all scans at once.
 
     Example:
         >>> from monai_mvreg.networks.pools import MeanPool
         >>> net = MultiScanNet(nn.Flatten(), MeanPool(16))
-        >>> net(torch.zeros(2, 3, 1, 4, 4)).shape
+        >>> net(torch.zeros(2, 3, 1, 4, 4)).shape  # two patients with three images each
         torch.Size([2, 1])
     """
 

@@ -23,9 +23,9 @@ def uniform_weights(mask: Tensor) -> Tensor:
 
 
 def merge_visits(embeddings: Tensor, mask: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Average the scans of each day into one visit and put the visits in order of time.
+    """Average the scans of each day into one visit, and sort the visits by time.
 
-    Scans of one day have no order, so an order-aware pool that read them one by one would depend on the order of rows.
+    Scans of one day have no order: a recurrent pool that read them one by one would depend on the order of the rows.
 
     Args:
         embeddings: ``(B, N, E)``.
@@ -33,8 +33,8 @@ def merge_visits(embeddings: Tensor, mask: Tensor, time: Tensor) -> tuple[Tensor
         time: ``(B, N)`` in days.
 
     Returns:
-        The share of each scan in each visit ``(B, V, N)`` with ``V = N``; the visits ``(B, V, E)``, filled up with
-        zeros behind the last; and the number of visits ``(B,)``.
+        The share of each scan in each visit ``(B, V, N)`` with ``V = N``; the visits ``(B, V, E)``, padded with zeros
+        after the last; and the number of visits ``(B,)``.
     """
     # Counted in float32: bfloat16 holds no exact integers above 256.
     real = mask.to(torch.float32)
@@ -50,10 +50,15 @@ def merge_visits(embeddings: Tensor, mask: Tensor, time: Tensor) -> tuple[Tensor
 
 
 class TimeEncoding(nn.Module):
-    """Days before the patient's newest scan as smooth numbers: years, logarithm, and sinusoids of many periods.
+    """Encode the days before the patient's newest scan as features: years, a logarithm, and sinusoids.
 
     Args:
-        periods: how many sinusoids; their periods double from 60 days on (8 reach 21 years).
+        periods: number of sinusoids; their periods double from 60 days on (8 reach 21 years).
+
+    Example:
+        >>> years = TimeEncoding(periods=1)(torch.ones(1, 2).bool(), torch.tensor([[0.0, 365.25]]))[:, :, 0]
+        >>> years  # the first scan was one year before the newest
+        tensor([[1., 0.]])
 
     Source: continuous time instead of a position, after Vaswani et al., 2017, https://arxiv.org/abs/1706.03762.
     """
@@ -81,6 +86,11 @@ class MeanPool(nn.Module):
 
     Args:
         size: width ``E`` of an embedding.
+
+    Example:
+        >>> scans, mask = torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]])
+        >>> MeanPool(1)(scans, mask, torch.zeros(1, 3))  # the third scan is padding
+        (tensor([[2.]]), tensor([[0.5000, 0.5000, 0.0000]]))
     """
 
     def __init__(self, size: int) -> None:
@@ -95,12 +105,14 @@ class MeanPool(nn.Module):
 
 
 class SumPool(nn.Module):
-    """The sum of the scan embeddings, and the number of scans: right for a target that adds up over scans.
-
-    Every embedding is summed with a one behind it. The sum could learn to count by itself, but only slowly.
+    """The sum of the scan embeddings, followed by the number of scans, for a target that adds up over scans.
 
     Args:
         size: width ``E`` of an embedding.
+
+    Example:
+        >>> SumPool(1)(torch.tensor([[[1.0], [3.0]]]), torch.ones(1, 2).bool(), torch.zeros(1, 2))[0]
+        tensor([[4., 2.]])
     """
 
     def __init__(self, size: int) -> None:
@@ -116,10 +128,14 @@ class SumPool(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """The largest value of each embedding coordinate; a scan weighs as many coordinates as it holds the maximum of.
+    """The maximum of each coordinate of the embeddings; a scan's weight is the share of coordinates it is largest in.
 
     Args:
         size: width ``E`` of an embedding.
+
+    Example:
+        >>> MaxPool(2)(torch.tensor([[[1.0, 5.0], [3.0, 2.0]]]), torch.ones(1, 2).bool(), torch.zeros(1, 2))
+        (tensor([[3., 5.]]), tensor([[0.5000, 0.5000]]))
     """
 
     def __init__(self, size: int) -> None:
@@ -136,10 +152,14 @@ class MaxPool(nn.Module):
 
 
 class LastPool(nn.Module):
-    """The mean of the scans of the newest day.
+    """The mean of the embeddings of the newest day.
 
     Args:
         size: width ``E`` of an embedding.
+
+    Example:
+        >>> LastPool(1)(torch.tensor([[[1.0], [3.0]]]), torch.ones(1, 2).bool(), torch.tensor([[90.0, 0.0]]))
+        (tensor([[1.]]), tensor([[1., 0.]]))
     """
 
     def __init__(self, size: int) -> None:
@@ -161,6 +181,10 @@ class AttentionPool(nn.Module):
         size: width ``E`` of an embedding.
         hidden: width of the attention layer.
         time_encoding: how dates enter the weights; ``None`` leaves them out.
+
+    Example:
+        >>> AttentionPool(2)(torch.ones(1, 4, 2), torch.ones(1, 4).bool(), torch.zeros(1, 4))[1].detach()
+        tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
 
     Source: Ilse, Tomczak, Welling, ICML 2018, equations 7 and 8. https://arxiv.org/abs/1802.04712
     """
@@ -192,9 +216,12 @@ class GatedAttentionPool(AttentionPool):
     """Attention pooling whose attention layer is gated by a sigmoid.
 
     Args:
-        size: width ``E`` of an embedding.
-        hidden: width of the attention layer.
-        time_encoding: how dates enter the weights; ``None`` leaves them out.
+        size, hidden, time_encoding: as in :class:`AttentionPool`.
+
+    Example:
+        >>> pool = GatedAttentionPool(2, time_encoding=TimeEncoding())  # equal scans of two days weigh differently
+        >>> pool(torch.ones(1, 2, 2), torch.ones(1, 2).bool(), torch.tensor([[0.0, 90.0]]))[1].unique().numel()
+        2
 
     Source: Ilse, Tomczak, Welling, ICML 2018, equation 9. https://arxiv.org/abs/1802.04712
     """
@@ -209,7 +236,7 @@ class GatedAttentionPool(AttentionPool):
 
 
 class TransformerPool(nn.Module):
-    """Scans look at each other through self-attention and are then pooled by attention.
+    """Self-attention between the scans, then attention pooling.
 
     Args:
         size: width ``E`` of an embedding.
@@ -218,6 +245,10 @@ class TransformerPool(nn.Module):
         heads: number of attention heads.
         dropout: dropout inside the transformer.
         time_encoding: how dates enter; ``None`` leaves them out.
+
+    Example:
+        >>> TransformerPool(2, hidden=8)(torch.ones(1, 3, 2), torch.ones(1, 3).bool(), torch.zeros(1, 3))[0].shape
+        torch.Size([1, 8])
 
     Source: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762 (pre-norm layers).
     """
@@ -255,14 +286,18 @@ class TransformerPool(nn.Module):
 class LSTMPool(nn.Module):
     """The last state of an LSTM that reads the visits in order of time.
 
-    A recurrent network has no weights of its own: a scan's weight here is its visit's share of the way the state
-    travelled, shared by the scans of that day.
+    A scan's weight is the share that its visit has in the path length of the state, split among the scans of that day.
 
     Args:
         size: width ``E`` of an embedding.
         hidden: width of the state.
         layers: number of stacked LSTM layers.
         time_encoding: how dates enter; ``None`` lets only their order count.
+
+    Example:
+        >>> days = torch.tensor([[0.0, 0.0, 90.0]])  # two scans of one day, so of equal weight
+        >>> LSTMPool(1)(torch.rand(1, 3, 1), torch.ones(1, 3).bool(), days)[1][0, :2].unique().numel()
+        1
 
     Source: Hochreiter, Schmidhuber, Neural Computation 1997. https://doi.org/10.1162/neco.1997.9.8.1735
     """
@@ -304,10 +339,11 @@ class GRUPool(LSTMPool):
     """The last state of a GRU that reads the visits in order of time; weights as in :class:`LSTMPool`.
 
     Args:
-        size: width ``E`` of an embedding.
-        hidden: width of the state.
-        layers: number of stacked GRU layers.
-        time_encoding: how dates enter; ``None`` lets only their order count.
+        size, hidden, layers, time_encoding: as in :class:`LSTMPool`.
+
+    Example:
+        >>> GRUPool(2, hidden=8)(torch.ones(1, 3, 2), torch.ones(1, 3).bool(), torch.zeros(1, 3))[0].shape
+        torch.Size([1, 8])
 
     Source: Cho et al., EMNLP 2014. https://arxiv.org/abs/1406.1078
     """
@@ -323,14 +359,19 @@ class GRUPool(LSTMPool):
 class TrendPool(nn.Module):
     r"""A line through the embeddings over time: its level at the newest scan and its slope per year.
 
-    Ridge regression on the dates, each coordinate for itself: with :math:`t` in years and
+    Ridge regression of each coordinate on the dates: with :math:`t` in years and
     :math:`S = \sum_i (t_i - \bar t)^2`, the slope is :math:`\sum_i (t_i - \bar t) e_i / (S + \lambda)`. The learned
-    :math:`\lambda` shrinks slopes from visits that lie close together, and a single scan has slope zero. A linear head
-    on top reads growth rates; no recurrent network has to discover what a slope is.
+    :math:`\lambda` shrinks slopes from visits that lie close together; a single scan has slope zero.
 
     Args:
         size: width ``E`` of an embedding.
         ridge_days: :math:`\sqrt\lambda` at the start of training, in days.
+
+    Example:
+        >>> pool = TrendPool(1, ridge_days=0.01)  # from 1 to 3 in a year: level 3, slope 2 a year
+        >>> days = torch.tensor([[0.0, 365.25]])
+        >>> pool(torch.tensor([[[1.0], [3.0]]]), torch.ones(1, 2).bool(), days)[0].detach().round(decimals=3)
+        tensor([[3., 2.]])
     """
 
     def __init__(self, size: int, *, ridge_days: float = 7.0) -> None:
@@ -341,7 +382,7 @@ class TrendPool(nn.Module):
         self.log_ridge = nn.Parameter(torch.tensor(2 * math.log(ridge_days / DAYS_PER_YEAR)))
 
     def forward(self, embeddings: Tensor, mask: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool ``(B, N, E)`` to ``(B, 2 E)``: levels first, slopes per year behind."""
+        """Pool ``(B, N, E)`` to ``(B, 2 E)``: levels first, then slopes per year."""
         equal = uniform_weights(mask)
         newest = time.masked_fill(mask.logical_not(), -torch.inf).amax(1, keepdim=True)
         years = (time - newest).masked_fill(mask.logical_not(), 0.0) / self.year

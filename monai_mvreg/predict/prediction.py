@@ -1,4 +1,4 @@
-"""Number -> prediction: what is said of one patient, as JSON, which is the truth, and as a row of a table."""
+"""Number -> prediction: the result for one patient, as JSON, which holds all of it, and as a row of a table."""
 
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ Reason = Annotated[str, Field(min_length=1)]
 
 @dataclass(frozen=True)
 class PredictedNumber:
-    """One predicted number in target units; for a time to event the log risk: higher is sooner.
+    """One predicted number in target units, or for a time to event the log risk: higher is sooner.
 
-    ``unit`` is that of the training's table, 1 for none. A share ``confidence`` of new patients has its true value
-    between ``low`` and ``high``; ``spread`` is the standard deviation that the network predicts. Each is None where it
-    is not known.
+    ``name`` is the column of the target, and ``unit`` that of the training's table, ``"1"`` for none. The true value
+    lies between ``low`` and ``high`` for a share ``confidence`` of new patients; ``spread`` is the standard deviation
+    that the network predicts. Each of these is None if it is not known; ``value`` is always there.
+
+    Example:
+        >>> PredictedNumber("volume", "mL", 52.3, low=49.0, high=55.5, confidence=0.9).spread is None
+        True
     """
 
     name: str
@@ -43,10 +47,10 @@ class PredictedNumber:
 
 @dataclass(frozen=True)
 class SurvivalCurve:
-    """What a log risk means in time: the probability ``survival`` of no event through each of ``days``.
+    """A log risk as probabilities: ``survival`` is the probability of no event through each of ``days``.
 
     ``horizons`` are the days that the model was made for, and ``risks`` the probability of the event by each.
-    ``median_days`` is None where half of such patients are free of the event at the end of what is known.
+    ``median_days`` is None if survival is still above one half at the last known day.
     """
 
     median_days: float | None
@@ -60,10 +64,10 @@ class SurvivalCurve:
 class UsedScan:
     """A scan that the prediction was made from.
 
-    ``day`` counts from the first scan used; ``modality`` is empty where it is not known. ``weight`` is the scan's share
-    in the pool; weights sum to 1.
-    ``contributions`` say for each number how much lower it would be without this scan, in target units: exact for
-    every pool, but they need not sum to anything. None for an only scan. ``content`` is the SHA-256 of its bytes.
+    ``day`` counts from the first used scan; ``modality`` is empty if it is not known. ``weight`` is the scan's share in
+    the pool; weights sum to 1. ``contributions`` say for each number how much lower it would be without this scan, in
+    target units: exact for every pool, but they do not sum to the number; None if there is no other scan. ``content``
+    is the SHA-256 of its bytes.
     """
 
     address: str
@@ -85,7 +89,7 @@ class UnusedScan:
 
 @dataclass(frozen=True)
 class PredictionWarning:
-    """Something outside what the training saw, or that was missing; ``scan`` is the number of a used scan, from 0."""
+    """An input outside the range of the training data, or missing; ``scan`` is the number of a used scan, from 0."""
 
     check: str
     message: str
@@ -94,10 +98,10 @@ class PredictionWarning:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What made a prediction.
+    """The model that made a prediction.
 
-    ``weights`` are the SHA-256 of the tensors of each member of the ensemble, with their names, types and shapes, the
-    same for ``model.pt`` and ``model.safetensors``; ``preprocessing`` is a hash of the transforms and their code.
+    ``weights`` are the SHA-256 of the tensors of each ensemble member, with their names, types and shapes, the same for
+    ``model.pt`` and ``model.safetensors``; ``preprocessing`` is a hash of the transforms and their code.
     """
 
     name: str
@@ -109,10 +113,17 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is predicted for one patient, from which scans, and what to keep in mind.
+    """The ``numbers`` predicted for one patient, the ``scans`` they come from, and the ``warnings``.
 
-    ``patient`` is the key in the user's own table, or a number where a folder was read. ``newest_visit`` says for each
-    number how much it was changed by the scans of the newest day; None where all scans are of one day.
+    ``patient`` is the key in the user's table, or ``"1"`` if a folder was read. ``survival`` is the curve of a time to
+    event, else None. ``newest_visit`` says for each number how much the scans of the newest day changed it; None if all
+    scans are of one day. ``left_out`` are the scans and files that were not used, and ``model`` is what predicted.
+
+    Example:
+        >>> from monai_mvreg.predict import Predictor
+        >>> prediction = Predictor.from_bundle("study").predict_folder("patient")
+        >>> [scan.day for scan in prediction.scans], round(sum(scan.weight for scan in prediction.scans), 5)
+        ([0.0, 204.0, 386.0, 524.0, 669.0], 1.0)
     """
 
     patient: str
@@ -127,14 +138,20 @@ class Prediction:
 
 @dataclass(frozen=True)
 class NoPrediction:
-    """A patient of whom nothing can be predicted, and why."""
+    """A patient for whom nothing can be predicted, and why."""
 
     patient: str
     reason: Reason
 
 
 def in_words(number: PredictedNumber) -> str:
-    """A number with its unit and interval in one line, for who reads.
+    """Format a number with its unit and interval for display.
+
+    Args:
+        number: the predicted number.
+
+    Returns:
+        One line.
 
     Example:
         >>> in_words(PredictedNumber("volume", "mL", 52.314, 49.0, 55.5, 0.9))
@@ -151,7 +168,7 @@ def in_words(number: PredictedNumber) -> str:
 class Predictions:
     """A file of predictions, by patient. Research use only.
 
-    ``unpredicted`` are the patients of whom nothing can be predicted, and why.
+    ``unpredicted`` are the patients for whom nothing can be predicted, and why.
     """
 
     format: Literal["monai-mvreg predictions 1"]
@@ -161,25 +178,52 @@ class Predictions:
 
 
 def to_json(predictions: Sequence[Prediction], *, unpredicted: Sequence[NoPrediction] = ()) -> str:
-    """Write predictions as JSON, by :func:`prediction_schema`.
+    """Convert predictions to JSON that follows :func:`prediction_schema`.
+
+    Args:
+        predictions: the predictions of one model.
+        unpredicted: the patients without one.
+
+    Returns:
+        The text of a file of predictions.
 
     Raises:
         ValueError: if a number is not finite.
+
+    Example:
+        >>> sorted(json.loads(to_json([], unpredicted=[NoPrediction("p7", "no readable scan")])))
+        ['format', 'predictions', 'purpose', 'unpredicted']
     """
     whole = Predictions(FORMAT, PURPOSE, tuple(predictions), tuple(unpredicted))
     return json.dumps(asdict(whole), indent=1, allow_nan=False, ensure_ascii=False)
 
 
-def read_predictions(path: Path) -> list[Prediction]:
-    """Read the predictions that :func:`to_json` wrote.
+def read_predictions(path: str | Path) -> list[Prediction]:
+    """Read a file of predictions, as :func:`to_json` and ``mvreg predict`` write it.
+
+    Args:
+        path: the JSON file.
+
+    Returns:
+        The predictions, in the order of the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds something else.
+        ValueError: if it is not a file of predictions.
+
+    Example:
+        >>> import tempfile
+        >>> from monai_mvreg.predict import Predictor
+        >>> prediction = Predictor.from_bundle("study").predict_folder("patient")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "predictions.json").write_text(to_json([prediction]))
+        ...     read_predictions(f"{folder}/predictions.json") == [prediction]
+        True
     """
+    path = Path(path)
     try:
         return list(checked(Predictions, json.loads(path.read_text(encoding="utf-8"))).predictions)
-    except RecordError as error:  # its value may tell a patient
+    except RecordError as error:  # its value may identify a patient
         wrong = f"its entry {error.where} is missing or of another kind" if error.where else "it holds something else"
     except ValueError:
         wrong = "it is not JSON"
@@ -187,7 +231,12 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 
 def prediction_schema() -> dict[str, Any]:
-    """Give the JSON schema (draft 2020-12) of a file of predictions."""
+    """Give the JSON schema (draft 2020-12) of a file of predictions.
+
+    Example:
+        >>> prediction_schema()["$defs"]["PredictedNumber"]["properties"]["value"]["type"]
+        'number'
+    """
     return json_schema(Predictions)
 
 

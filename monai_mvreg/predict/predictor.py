@@ -1,7 +1,7 @@
-"""Bundle + scans of a patient -> prediction: the one way to predict, for every surface.
+"""Bundle + scans of a patient -> prediction: the only way to predict, for the command line, servers and scripts.
 
-Each scan is read, prepared and encoded by itself, so a prediction does not depend on which scans were known before; the
-rest is one linear step of a few numbers, made for all scans, without each of them, and without the newest visit.
+Each scan is read, prepared and encoded separately, so a prediction does not depend on which scans were known before.
+Pool and head are cheap: they run on all scans, without each of them, and without the newest visit.
 """
 
 from __future__ import annotations
@@ -64,17 +64,19 @@ class Predictor:
     """Predict patients with a trained model, or with all models of a cross-validation.
 
     Args:
-        trained: what the training left.
-        kept: a folder that keeps the embeddings of scans by their content, so that a new visit costs one scan; None
-            keeps nothing.
+        trained: the networks of the training, their transforms and settings.
+        kept: a folder that caches the embeddings of scans by content, so that a new visit costs one scan; None caches
+            nothing.
 
     Example:
-        ``Predictor.from_bundle(Path("bundle")).predict_folder(Path("patient"))``
+        >>> [number] = Predictor.from_bundle("study").predict_folder("patient").numbers
+        >>> number.name, number.unit, round(number.high - number.low, 3)
+        ('growth', 'mm/a', 6.0)
     """
 
-    def __init__(self, trained: Trained, *, kept: Path | None = None) -> None:
+    def __init__(self, trained: Trained, *, kept: str | Path | None = None) -> None:
         self.trained = trained
-        self.store = None if kept is None else embedding_store(kept)
+        self.store = None if kept is None else embedding_store(Path(kept))
         self.members = tuple(member.network for member in trained.members)
         self.transform = trained.transform
         steps = self.transform.transforms
@@ -92,7 +94,12 @@ class Predictor:
 
     @classmethod
     def from_bundle(
-        cls, bundle: Path, *, models: Path | None = None, kept: Path | None = None, device: str = "cpu"
+        cls,
+        bundle: str | Path,
+        *,
+        models: str | Path | None = None,
+        kept: str | Path | None = None,
+        device: str = "cpu",
     ) -> Predictor:
         """Read a trained bundle.
 
@@ -100,47 +107,60 @@ class Predictor:
 
         Args:
             bundle: the folder of the bundle.
-            models: ``model_dir`` of a training, by default that of the bundle, or the folder of a cross-validation,
-                whose models then predict together.
+            models: ``model_dir`` of a training, or the folder of a cross-validation, whose models then predict
+                together; None takes ``models`` in the bundle.
             kept: as above.
-            device: a name of torch, ``cpu`` or ``cuda``.
+            device: torch's name of a device, ``cpu`` or ``cuda``.
+
+        Returns:
+            A predictor for any number of patients.
 
         Raises:
             FileNotFoundError: if there is no trained model.
-            ValueError: if a file of it holds something else, or there is no such device.
+            ValueError: if one of its files is not what it should be, or there is no such device.
         """
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"expected a GPU for the device {device}, found none")
-        place = models or bundle / "models"
-        made = cls(read_trained(bundle, place, torch.device(device)), kept=kept)
+        place = Path(models or Path(bundle, "models"))
+        made = cls(read_trained(Path(bundle), place, torch.device(device)), kept=kept)
         if not has_model(place):
             made.residuals = read_residuals(place, made.trained.settings.target)
         return made
 
     def prepare(self, address: str) -> Tensor:
-        """Read and prepare a scan as ``(C, *spatial)``, with its metadata and the transforms that were applied."""
+        """Read and prepare a scan as ``(C, *spatial)``, with its metadata and the applied transforms."""
         image: Tensor = self.transform({"image": address})["image"]
         return image
 
     def readout(self, outputs: Tensor) -> Tensor:
-        """The numbers ``(R, T)`` in outputs of a network ``(R, K)``: in target units, or the log risk."""
+        """Convert outputs of a network ``(R, K)`` to numbers ``(R, T)`` in target units, or the log risk."""
         return self.trained.task.read(outputs).value
 
-    def predict_folder(self, folder: Path, *, covariates: Mapping[str, float] | None = None) -> Prediction:
+    def predict_folder(self, folder: str | Path, *, covariates: Mapping[str, float] | None = None) -> Prediction:
         """Predict one patient from a folder.
 
         Args:
-            folder: searched as :func:`~monai_mvreg.predict.selection.find_patient` does; raises as it does.
-            covariates: numbers by the names that the model knows them by; those left out are missing.
+            folder: folder, zip, DICOMDIR or file with the scans of one patient.
+            covariates: values by the model's names of covariates; those not given are missing.
+
+        Returns:
+            The prediction; addresses in it are relative to the folder.
+
+        Raises:
+            ScanError: if there is no such folder, or no scan of it can be read.
+            ValueError: as :func:`~monai_mvreg.predict.selection.find_patient`.
         """
         return self.predict(find_patient(folder, self.trained, covariates=covariates), home=folder)
 
-    def predict_cohort(self, cohort: Cohort, *, home: Path) -> Iterator[Prediction | NoPrediction]:
-        """Predict the patients of a table, one after the other; one without a readable scan does not stop the others.
+    def predict_cohort(self, cohort: Cohort, *, home: str | Path) -> Iterator[Prediction | NoPrediction]:
+        """Predict the patients of a table one by one; a patient without a readable scan does not stop the others.
 
         Args:
             cohort: as :func:`~monai_mvreg.cohort.table.read_cohort` reads it, with the model's covariates and views.
             home: the folder that addresses in the result are relative to.
+
+        Yields:
+            A prediction for each patient, or the reason why there is none.
 
         Raises:
             ValueError: if the cohort has other covariates or views than the model.
@@ -156,16 +176,17 @@ class Predictor:
             except ScanError as error:
                 yield NoPrediction(patient.key, str(error))
 
-    def predict(self, found: FoundPatient, *, home: Path) -> Prediction:
-        """Predict one patient; a scan that cannot be read is left out, and said to be.
+    def predict(self, found: FoundPatient, *, home: str | Path) -> Prediction:
+        """Predict one patient; scans that cannot be read are listed in ``left_out``.
 
         Args:
             found: the scans.
             home: the folder that addresses in the result are relative to.
 
         Raises:
-            ScanError: if none of the scans can be read; the reasons are named.
+            ScanError: if no scan can be read; with the reasons.
         """
+        home = Path(home)
         seen, left_out, warnings = self._look_at(found, home)
         days = [scan.day for scan in seen]
         covariates = torch.tensor([found.patient.covariates], dtype=torch.float32)
@@ -217,12 +238,12 @@ class Predictor:
     def _look_at(
         self, found: FoundPatient, home: Path
     ) -> tuple[list[_Seen], list[UnusedScan], list[PredictionWarning]]:
-        """Look at the scans of a patient one by one; what was seen of one with the same bytes is remembered."""
+        """Read and encode the scans of a patient one by one; embeddings are looked up in the cache by content."""
         patient, left_out = found.patient, list(found.left_out)
         seen: list[_Seen] = []
         unreadable = 0
         rows = sorted(zip(patient.scans, patient.days, patient.views, strict=True), key=lambda row: row[1])
-        if not self.trained.settings.dated:  # to the training all scans of a patient were one visit
+        if not self.trained.settings.dated:  # the model was trained without dates: all scans are one visit
             rows = [(address, 0.0, view) for address, _, view in rows]
         for address, day, view in tqdm(rows, "scans", unit="scan", disable=None, leave=False):
             try:
@@ -255,7 +276,7 @@ class Predictor:
         return seen, left_out, warnings
 
     def _remembered(self, content: str) -> list[Tensor]:
-        """Quantiles and embedding of a scan for each member, if all are kept."""
+        """Quantiles and embedding of a scan for each member, if all are in the cache."""
         if self.store is None:
             return []
         found = [read_embedding(self.store, entry_name(key, content)) for key in self.cache_keys]
@@ -356,7 +377,7 @@ class Predictor:
         )
 
     def _majority(self, found: Sequence[Mapping[str, str]], scan: int | None = None) -> list[PredictionWarning]:
-        """What at least half of the members warn of, in the words of the first that does."""
+        """The warnings that at least half of the members give, in the words of the first of them."""
         names = dict.fromkeys(name for one in found for name in one)
         often = [name for name in names if 2 * sum(name in one for one in found) >= len(found)]
         return [PredictionWarning(name, next(one[name] for one in found if name in one), scan) for name in often]

@@ -21,7 +21,7 @@ _NO_SCAN = ("no scan", "a DICOMDIR", "a zip", "the header of", "a DICOM file wit
 
 @dataclass(frozen=True)
 class FoundPatient:
-    """The scans of one patient as they were found: ``headers`` by address, what is not used, what to keep in mind."""
+    """The scans of one patient as they were found: ``headers`` by address, what is not used, and warnings."""
 
     patient: Patient
     headers: Mapping[str, Scan]
@@ -29,23 +29,29 @@ class FoundPatient:
     warnings: tuple[PredictionWarning, ...] = ()
 
 
-def find_patient(folder: Path, trained: Trained, *, covariates: Mapping[str, float] | None = None) -> FoundPatient:
+def find_patient(
+    folder: str | Path, trained: Trained, *, covariates: Mapping[str, float] | None = None
+) -> FoundPatient:
     """Find the scans of one patient in a folder, zip, DICOMDIR or file, and choose those that a model can take.
 
-    Dates are those of DICOM, and for other files those in their name or in that of a folder. Left out with a reason:
-    what is no scan, modalities that the training never saw, images of other dimensions, and, if the model reads dates,
-    scans without one beside others that have one.
+    Dates are those of DICOM, or for other formats those in the name of the file or a folder. Left out with a reason
+    are files that are no scan, modalities that the training never saw, images of other dimensions, and, if the model
+    reads dates, scans without a date if others have one.
 
     Args:
         folder: where the scans are.
         trained: the model.
-        covariates: numbers by the names that the model knows them by; those left out are missing.
+        covariates: values by the model's names of covariates; those not given are missing.
+
+    Returns:
+        The patient with the chosen scans in order of time, and what was left out.
 
     Raises:
         ScanError: if there is no such place.
-        ValueError: if the scans are of several patients, no scan is left, the model needs to be told the views, or does
-            not know a covariate.
+        ValueError: if the scans are of several patients, no scan is left, the model needs the view of each scan, or a
+            covariate is none of the model's.
     """
+    folder = Path(folder)
     if trained.views:
         views = ", ".join(trained.views)
         raise ValueError(f"expected a table with the view of each scan, one of {views}, got the folder {folder}")

@@ -1,7 +1,7 @@
-"""A trained model and its evaluation -> a model card, as HTML and as Markdown, filled from the files of the run alone.
+"""A trained model and its evaluation -> a model card, as HTML and as Markdown, filled only from the files of the run.
 
-The headings are those of model cards, and a table says where each item of TRIPOD+AI is answered. What no file knows is
-not invented: it is asked of the authors, who may answer in a file of their own.
+The headings are those of model cards, and a table says where each item of TRIPOD+AI is answered. What no file says is
+not invented: the card asks the authors, who may answer in a separate file.
 
 Source: Mitchell et al., FAT* 2019. https://doi.org/10.1145/3287560.3287596
 """
@@ -30,7 +30,7 @@ from monai_mvreg.trained.weights import read_weights, weights_hash
 
 _RESULTS = "The sections from here to “Ethical considerations”, as in the report of the evaluation."
 _log = logging.getLogger(__name__)
-# Settings of the learning that a reader looks for, in this order.
+# Training settings that a reader looks for, in this order.
 _LEARNING = (
     "loss#_target_",
     "epochs",
@@ -56,31 +56,39 @@ _LEARNING = (
 
 
 def write_card(
-    models: Path,
-    out: Path,
+    models: str | Path,
+    out: str | Path,
     *,
-    evaluation: Path | None = None,
-    metadata: Path | None = None,
-    answers: Path | None = None,
+    evaluation: str | Path | None = None,
+    metadata: str | Path | None = None,
+    answers: str | Path | None = None,
 ) -> Path:
-    """Write ``MODEL_CARD.md`` and ``model_card.html``, which say the same, into a folder.
+    """Write a model card as ``MODEL_CARD.md`` and, with the same content, as ``model_card.html``.
 
     Args:
-        models: the folder of the trained model: ``model.pt``, ``settings.json``, ``training.json`` and what was fitted.
-        out: the folder to write to; it is made.
+        models: the folder of the trained model, with ``settings.json``, ``model.pt`` and its other files.
+        out: the folder to write to; it is made if it does not exist.
         evaluation: the output folder of an evaluation or a cross-validation, with ``predictions.csv`` and
             ``metrics.json``; None: the card says that there was none.
-        metadata: ``metadata.json`` of the bundle; None: name, version and intended use are asked of the authors.
-        answers: YAML, number of an item of TRIPOD+AI -> what the authors say: ``5b: "2011 to 2019"``.
+        metadata: ``metadata.json`` of the bundle; None: the card asks the authors for name, version and intended use.
+        answers: YAML, number of an item of TRIPOD+AI -> answer of the authors: ``5b: "2011 to 2019"``.
 
     Returns:
-        The Markdown file.
+        The path of the Markdown file.
 
     Raises:
-        FileNotFoundError: if a folder lacks a file that must be there.
-        ValueError: if answers belong to no item, or a file holds something else than it should.
+        FileNotFoundError: if a folder lacks a required file.
+        ValueError: if an answer belongs to no item, or a file is not what it should be.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_card("study/models", folder).read_text("utf-8").splitlines()[0]
+        '# Model card: growth'
     """
-    run = read_record(models, evaluation=evaluation, metadata=metadata, answers=answers)
+    out = Path(out)
+    evaluation, metadata, answers = (None if one is None else Path(one) for one in (evaluation, metadata, answers))
+    run = read_record(Path(models), evaluation=evaluation, metadata=metadata, answers=answers)
     title = f"Model card: {run.metadata.get('name', ', '.join(run.target))}"
     sections = _sections(run)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """A prediction -> one HTML page a clinician can read: the number, how far to trust it, and which scan did what.
 
-Scans are numbers here, and neither the patient nor a path is shown, unless the user asks to identify.
+Scans are shown by number; patient and paths are shown only if the user asks for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from monai_mvreg.report.patient_figures import (
     figure_chances,
     figure_standing,
     figure_timeline,
+    patients_below,
     percent,
+    scan_range,
     share,
     signed,
 )
@@ -46,25 +48,36 @@ _LIMITS = (
 
 
 def write_patient_report(
-    path: Path,
+    path: str | Path,
     prediction: Prediction,
     *,
     pictures: Sequence[ScanPicture] = (),
     cohort: Mapping[str, Sequence[float]] | None = None,
     identify: bool = False,
 ) -> Path:
-    """Write one HTML file that holds all it needs, runs no script and prints on A4.
+    """Write the page of one patient: one self-contained HTML file without scripts that prints on A4.
 
     Args:
         path: the file to write; its folder exists.
-        prediction: what is said of the patient.
+        prediction: the prediction of the patient.
         pictures: one per scan, in order, or none at all.
-        cohort: name of a number -> percentiles 0, 5, ..., 100 of what was measured in the training patients ``(21,)``,
-            in target units; None if unknown. Not used for a time to event, where measured times are not log risks.
+        cohort: name of a number -> percentiles 0, 5, ..., 100 of its measured values in the training patients
+            ``(21,)``, in target units; None if unknown. Not used for a time to event, which is shown as a curve.
         identify: show the patient's key and the addresses of the scans.
+
+    Returns:
+        The path of the file.
 
     Raises:
         ValueError: if there are pictures but not one per scan, or percentiles are not 21 numbers in ascending order.
+
+    Example:
+        >>> import tempfile
+        >>> from monai_mvreg.predict import Predictor
+        >>> prediction = Predictor.from_bundle("study").predict_folder("patient")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     "Prediction for one patient" in write_patient_report(f"{folder}/p.html", prediction).read_text("utf-8")
+        True
     """
     if len(pictures) not in (0, len(prediction.scans)):
         raise ValueError(f"expected a picture for each of {len(prediction.scans)} scans, got {len(pictures)}")
@@ -77,23 +90,38 @@ def write_patient_report(
         sections.append(Section("Pictures of the scans", text, tiles=_tiles(prediction, pictures, clean)))
     sections += [*_left_out(prediction, clean, identify), _model(prediction)]
     title = f"Prediction for patient {prediction.patient}" if identify else "Prediction for one patient"
-    return write_report(path, title=title, sections=sections, note=PURPOSE)
+    return write_report(Path(path), title=title, sections=sections, note=PURPOSE)
 
 
 def write_index(
-    path: Path, patients: Sequence[Prediction | NoPrediction], *, reports: Sequence[str] = (), identify: bool = False
+    path: str | Path,
+    patients: Sequence[Prediction | NoPrediction],
+    *,
+    reports: Sequence[str] = (),
+    identify: bool = False,
 ) -> Path:
-    """Write one page with a row per patient, the highest first number (the highest risk) first.
+    """Write one page with a row per patient, sorted by the first number (or the risk), the highest first.
 
     Args:
         path: the file to write; its folder exists.
-        patients: predictions of one model, and those without one; patients are numbered in this order, from 1.
+        patients: predictions of one model, and patients without one, numbered in this order, from 1.
         reports: addresses of their reports, relative to the page, in the same order, or none at all; those of patients
-            without a prediction are not read.
+            without a prediction are ignored.
         identify: show the patients' keys.
 
+    Returns:
+        The path of the file.
+
     Raises:
-        ValueError: if there is no prediction, they are of different numbers, or there is not one report for each.
+        ValueError: if there is no prediction, the predicted numbers differ, or there is not one report per patient.
+
+    Example:
+        >>> import tempfile
+        >>> from monai_mvreg.predict import Predictor
+        >>> prediction = Predictor.from_bundle("study").predict_folder("patient")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     "1 patients, sorted by growth" in write_index(f"{folder}/p.html", [prediction]).read_text("utf-8")
+        True
     """
     predictions = {at: one for at, one in enumerate(patients) if isinstance(one, Prediction)}
     if len({tuple((n.name, n.unit) for n in prediction.numbers) for prediction in predictions.values()}) != 1:
@@ -128,7 +156,7 @@ def write_index(
     if lost:
         why = "No scan of these patients could be used; mvreg predict --json tells why."
         sections.append(Section("Without a prediction", why, table=pd.DataFrame(lost)))
-    return write_report(path, title="Predictions", sections=sections, note=PURPOSE)
+    return write_report(Path(path), title="Predictions", sections=sections, note=PURPOSE)
 
 
 def _result(prediction: Prediction) -> Section:
@@ -187,7 +215,7 @@ def _newest(prediction: Prediction) -> list[str]:
     if prediction.newest_visit is None:
         return []
     last = max(scan.day for scan in prediction.scans)
-    those = _numbers([i for i, scan in enumerate(prediction.scans) if scan.day == last]).lower()
+    those = scan_range([i for i, scan in enumerate(prediction.scans) if scan.day == last]).lower()
     told = []
     for number, change in zip(prediction.numbers, prediction.newest_visit, strict=True):
         decimals = _decimals(number)
@@ -206,7 +234,7 @@ def _warnings(prediction: Prediction, clean: Callable[[str], str]) -> list[Secti
         return []
     told = _grouped(prediction, clean)
     notices = [
-        f"{_numbers(places)}: {message} ({check})" if places else f"{message} ({check})"
+        f"{scan_range(places)}: {message} ({check})" if places else f"{message} ({check})"
         for (check, message), places in told.items()
     ]
     title = "1 warning" if len(notices) == 1 else f"{len(notices)} warnings"
@@ -234,7 +262,7 @@ def _standing(prediction: Prediction, cohort: Mapping[str, Sequence[float]]) -> 
         known = np.asarray(cohort[number.name], dtype=np.float64)
         if known.shape != (21,) or not np.isfinite(known).all() or (np.diff(known) < 0).any():
             raise ValueError(f"cohort {number.name}: expected 21 ascending percentiles, got {known.size} numbers")
-        lower = _lower(known, number.value)
+        lower = patients_below(known, number.value)
         text = f"The predicted value is higher than what was measured in about {lower:.0f} of 100 training patients."
         if number.value < known[0] or number.value > known[-1]:
             text = f"The predicted value is {'lower' if lower == 0 else 'higher'} than that of every training patient."
@@ -243,7 +271,7 @@ def _standing(prediction: Prediction, cohort: Mapping[str, Sequence[float]]) -> 
             f"median is {value(float(known[10]), number.unit)}. Line and diamond: this patient"
         )
         if number.low is not None and number.high is not None:
-            within = _lower(known, number.high) - _lower(known, number.low)
+            within = patients_below(known, number.high) - patients_below(known, number.low)
             text += f" The interval covers the values of about {within:.0f} of 100."
             caption += f", with the interval from {_span(number, number.unit)}"
         figure = figure_standing(number, cohort[number.name], _decimals(number))
@@ -251,14 +279,6 @@ def _standing(prediction: Prediction, cohort: Mapping[str, Sequence[float]]) -> 
         title += f": {_name(number)}" if len(prediction.numbers) > 1 else ""
         sections.append(Section(title, text, figure, caption + "."))
     return sections
-
-
-def _lower(known: np.ndarray[tuple[int, ...], np.dtype[np.float64]], number: float) -> float:
-    """How many of 100 patients lie below a number; half of those at it."""
-    width = np.diff(known)
-    inside = np.divide(number - known[:-1], width, out=np.zeros(20), where=width > 0)
-    at = (1 + np.sign(number - known[:-1])) / 2
-    return float(5 * np.where(width > 0, np.clip(inside, 0, 1), at).sum())
 
 
 def _chances(curve: SurvivalCurve) -> Section:
@@ -325,7 +345,7 @@ def _tiles(prediction: Prediction, pictures: Sequence[ScanPicture], clean: Calla
 
 
 def _left_out(prediction: Prediction, clean: Callable[[str], str], identify: bool) -> list[Section]:
-    """What was not used and why; without addresses, as many as have the same reason."""
+    """Scans that were not used and why; without addresses, they are counted by reason."""
     if not prediction.left_out:
         return []
     reasons = pd.Series([clean(item.reason) for item in prediction.left_out])
@@ -352,7 +372,7 @@ def _model(prediction: Prediction) -> Section:
 
 
 def _decimals(number: PredictedNumber) -> int:
-    """Digits that mean something: two of a quarter of the interval, about its standard deviation, else three."""
+    """Decimals to show: two digits of a quarter of the interval, about its standard deviation, else three digits."""
     width = (number.high - number.low) / 4 if number.low is not None and number.high is not None else 0.0
     if width > 0 and math.isfinite(width):
         return 1 - math.floor(math.log10(width))
@@ -374,19 +394,3 @@ def _held(number: PredictedNumber) -> str:
     span = _span(number, number.unit)
     share_of = f"{100 * number.confidence:.3g} % interval" if number.confidence is not None else "interval"
     return f"{share_of}: {span}" if span else "no interval"
-
-
-def _numbers(places: Sequence[int]) -> str:
-    """Scans by their numbers, neighbours as a range: Scans 1 to 3 and 5."""
-    if len(places) == 1:
-        return f"Scan {places[0] + 1}"
-    runs: list[list[int]] = []
-    for place in sorted(places):
-        if runs and place == runs[-1][-1] + 1:
-            runs[-1].append(place)
-        else:
-            runs.append([place])
-    words: list[str] = []
-    for run in runs:
-        words += [f"{run[0] + 1} to {run[-1] + 1}"] if len(run) > 2 else [str(place + 1) for place in run]
-    return f"Scans {', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else f"Scans {words[0]}"

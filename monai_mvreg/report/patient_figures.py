@@ -158,3 +158,37 @@ def percent(chance: float) -> str:
     """A chance in words; one that is not certain never looks so."""
     text = "below 1" if 0 < chance < 0.01 else "above 99" if 0.99 < chance < 1 else f"{100 * chance:.0f}"
     return f"{text}\N{NO-BREAK SPACE}%"
+
+
+def scan_range(places: Sequence[int]) -> str:
+    """Name scans by their numbers from 1, three or more neighbours as a range.
+
+    Example:
+        >>> scan_range([0, 1, 2, 4])
+        'Scans 1 to 3 and 5'
+    """
+    if len(places) == 1:
+        return f"Scan {places[0] + 1}"
+    runs: list[list[int]] = []
+    for place in sorted(places):
+        if runs and place == runs[-1][-1] + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    words: list[str] = []
+    for run in runs:
+        words += [f"{run[0] + 1} to {run[-1] + 1}"] if len(run) > 2 else [str(place + 1) for place in run]
+    return f"Scans {', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else f"Scans {words[0]}"
+
+
+def patients_below(known: np.ndarray[tuple[int, ...], np.dtype[np.float64]], number: float) -> float:
+    """Count how many of 100 patients lie below a number, with half of those at it.
+
+    Example:
+        >>> patients_below(np.linspace(0, 100, 21), 25.0)
+        25.0
+    """
+    width = np.diff(known)
+    inside = np.divide(number - known[:-1], width, out=np.zeros(20), where=width > 0)
+    at = (1 + np.sign(number - known[:-1])) / 2
+    return float(5 * np.where(width > 0, np.clip(inside, 0, 1), at).sum())

@@ -41,13 +41,19 @@ _BARE = {bytes([group, 0, element, 0]) for group, element in ((2, 0), (8, 0), (8
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan, known from its headers alone.
+    """One scan as its headers describe it; what they do not say is empty or None.
 
-    ``series`` is the SeriesInstanceUID, ``volume`` names the volume if the series has several; empty for other formats.
-    ``date`` is a ``date``, or a ``datetime`` if the time of day is known, read from the DICOM attribute ``date_from``.
-    ``shape`` and ``spacing`` (mm, empty if unknown) follow the axes of the array: columns, rows[, slices]; ``frames``
-    counts the time points. ``transfer_syntax`` is the UID that says how pixels are stored. ``patient`` is the DICOM
-    PatientID and never shown. What is unknown is empty or None.
+    ``address`` finds it again, see the top of this module; ``files`` are all its files. ``series`` is the
+    SeriesInstanceUID, ``volume`` names the volume if the series has several; both are empty for other formats.
+    ``modality`` and ``body_part`` are those of DICOM. ``date`` is a ``date``, or a ``datetime`` if the time of day is
+    known, read from the DICOM attribute ``date_from``. ``shape`` and ``spacing`` (mm) follow the axes of the array:
+    columns, rows[, slices]; ``frames`` counts time points; ``colour`` is true for RGB. ``transfer_syntax`` is the UID
+    of the pixel encoding. ``patient`` is the DICOM PatientID, which ``repr`` hides; ``content`` is what reading needs.
+
+    Example:
+        >>> scans, _ = find_scans("patient")
+        >>> scans[0].address, scans[0].modality, scans[0].shape, scans[0].spacing
+        ('patient/2015-03-23', 'MR', (24, 24, 16), (4.0, 4.0, 4.0))
     """
 
     address: str
@@ -74,7 +80,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file or series that gave no scan, and why; ``scan`` is there if it can be read all the same, as a localizer."""
+    """A file or series that is no scan, and why; ``scan`` is set if it can be read nevertheless, as a localizer can."""
 
     path: Path
     reason: str
@@ -99,20 +105,25 @@ class Sorted:
 def find_scans(
     source: str | Path | Sequence[str | Path], *, resample: bool = False
 ) -> tuple[list[Scan], list[LeftOut]]:
-    """Find every scan, from the headers alone.
+    """Find every scan by reading only headers.
 
     Args:
         source: a folder (searched to any depth), a DICOMDIR, a zip, a file, or several of these. DICOM and pictures are
-            known by content, other formats by their suffix.
-        resample: list volumes with slices at uneven distances too; they are read with ``Choices(resample=True)``.
+            recognised by content, other formats by suffix.
+        resample: list volumes with unevenly spaced slices too; they are read with ``Choices(resample=True)``.
 
     Returns:
-        The scans sorted by address, and what gave no scan with the reason. Localizers, derived images (reformats,
-        projections), secondary captures and segmentations are among these, each with its scan. A bad file is never an
-        exception.
+        The scans sorted by address, and what is no scan with the reason. Localizers, derived images (reformats,
+        projections), secondary captures and segmentations are among the latter, each with its scan. A damaged file
+        raises nothing.
 
     Raises:
         ScanError: if a source does not exist or cannot be opened.
+
+    Example:
+        >>> scans, left_out = find_scans("patient")
+        >>> [str(scan.date) for scan in scans[:2]], left_out
+        (['2015-03-23', '2015-10-13'], [])
     """
     files: dict[str, None] = {}  # in order, each once
     left_out: list[LeftOut] = []

@@ -1,4 +1,4 @@
-"""One scan to an array in mm: what is there is read right, or refused with a sentence."""
+"""One scan to an array in mm: it is read correctly, or refused with a sentence."""
 
 from __future__ import annotations
 
@@ -33,16 +33,26 @@ Frame = int | Literal["mean"] | None
 
 @dataclass(frozen=True)
 class Choices:
-    """What a user decides where a file leaves it open; by default everything stays as the file says.
+    """How to read what a file leaves open; by default values stay as stored.
 
     Args:
-        resample: interpolate linearly between slices at uneven distances, to even ones as near as the nearest two. A
-            missing slice is refused all the same.
-        padding: the value for pixels that the header calls padding (PixelPaddingValue), as -1024 in CT.
-        nonfinite: the value for NaN and infinity, which are refused otherwise.
-        suv: PET in standardised uptake by body weight, g/ml.
-        philips_precise: MR of Philips in its precise values instead of the displayed ones.
+        resample: interpolate unevenly spaced slices linearly to the smallest distance between two of them. A missing
+            slice is still refused.
+        padding: the value for pixels that the header calls padding (PixelPaddingValue), such as -1024 in CT.
+        nonfinite: the value for NaN and infinity, which are otherwise refused.
+        suv: PET as standardised uptake value by body weight, g/ml.
+        philips_precise: Philips MR in its precise values instead of the displayed ones.
         brightness: what a display would show, 0 to 1, by the window or VOI LUT of the header.
+
+    Raises:
+        ScanError: if more than one of ``suv``, ``philips_precise`` and ``brightness`` is set.
+
+    Example:
+        >>> import tempfile, nibabel as nib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nib.save(nib.Nifti1Image(np.full((2, 2, 2), np.nan, np.float32), np.eye(4)), f"{folder}/a.nii")
+        ...     float(read_scan(f"{folder}/a.nii", choices=Choices(nonfinite=0.0)).array.max())
+        0.0
     """
 
     resample: bool = False
@@ -65,10 +75,15 @@ class ScanData:
     """A scan in memory.
 
     ``array`` is float32, ``(x, y[, z][, frames][, 3])``: columns, rows, slices, time points, colours; larger is
-    brighter. ``affine`` ``(4, 4)`` maps voxels to RAS in mm and is None if the place in the patient is unknown.
-    ``facts`` say what else matters, as far as it is known: ``modality``, ``unit`` of the values, ``spacing`` in mm,
-    ``tilt_degrees`` of the gantry (the affine is then sheared, and exact), ``inverted`` (it was MONOCHROME1),
-    ``frames`` (what tells the time points apart), ``resampled``.
+    brighter. ``affine`` ``(4, 4)`` maps voxels to RAS in mm and is None if the position in the patient is unknown.
+    ``facts`` are what else is known: ``modality``, ``unit`` of the values, ``spacing`` in mm, ``tilt_degrees`` of the
+    gantry (the affine is then sheared, and exact), ``inverted`` (it was MONOCHROME1), ``frames`` (labels of the time
+    points), ``resampled``.
+
+    Example:
+        >>> data = read_scan("nifti/DEMO-001/2016-12-04.nii.gz")
+        >>> data.array.shape, data.affine.diagonal().tolist()
+        ((24, 24, 16), [4.0, 4.0, 4.0, 1.0])
     """
 
     array: Array
@@ -81,29 +96,26 @@ def read_scan(scan: Scan | str | Path, *, frame: Frame = None, choices: Choices 
 
     Args:
         scan: one that :func:`~monai_mvreg.scans.find.find_scans` found, or the address of one.
-        frame: the number of one time point, from 0, or ``"mean"`` over all; None keeps them all, on an axis of their
-            own behind the spatial ones if there are several.
-        choices: what a file leaves open.
+        frame: the number of one time point, from 0, or ``"mean"`` over all; None keeps several time points on an axis
+            after the spatial ones.
+        choices: how to read what a file leaves open.
 
     Returns:
-        The scan; its array is a view in which slices stay contiguous, as a file has them. That costs no copy.
+        The scan; its array is a view, not a copy: slices stay contiguous, as in the file.
 
     Raises:
-        ScanError: if there is not exactly one scan at the address, or it cannot be read right; with the place.
+        ScanError: if there is not exactly one scan at the address, or it cannot be read correctly.
 
     Example:
-        >>> import tempfile
-        >>> import nibabel as nib
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     nib.save(nib.Nifti1Image(np.ones((4, 3, 2), np.int16), np.diag([2, 2, 5, 1])), f"{folder}/a.nii")
-        ...     read_scan(f"{folder}/a.nii").facts["spacing"]
-        (2.0, 2.0, 5.0)
+        >>> data = read_scan("patient/2015-03-23")
+        >>> data.array.shape, data.facts["spacing"]
+        ((24, 24, 16), (4.0, 4.0, 4.0))
     """
     return _read(scan, frame, choices, turned=False)
 
 
 def read_turned(scan: Scan | str | Path, *, frame: Frame = None, choices: Choices = AS_STORED) -> ScanData:
-    """Read a scan as :func:`read_scan` does, into memory in the order of its axes, x first."""
+    """Read a scan as :func:`read_scan` does, but into an array that is contiguous in the order of its axes."""
     data = _read(scan, frame, choices, turned=True)
     return replace(data, array=np.ascontiguousarray(data.array))
 
@@ -137,18 +149,18 @@ def check_frame(frame: Frame) -> None:
 
 
 def _refuse_bomb(scan: Scan, frame: Frame, name: str) -> None:
-    """Refuse a scan that would fill the memory from next to nothing; a mask of bytes packs 500 to 1."""
+    """Refuse a small file that would unpack to fill the memory; a mask of bytes compresses 500 to 1."""
     values = math.prod(scan.shape) * (1 if isinstance(frame, int) else scan.frames) * (3 if scan.colour else 1)
     try:
         packed = sum(read_range(path, 0, 0)[1] for path in scan.files)
     except ScanError:
-        return  # whoever reads it says which file is gone
+        return  # reading it will say which file is missing
     if 4 * values > max(2**30, 400 * packed):
         raise ScanError(f"{name}: {packed} bytes claim to unpack to {values} values: refused as a decompression bomb")
 
 
 def scan_at(address: str, *, resample: bool = False) -> Scan:
-    """Find the one scan at an address, from the headers alone.
+    """Find the one scan at an address by reading only headers.
 
     Raises:
         ScanError: if there is none, more than one, or one that cannot be read right; all are named.
@@ -160,7 +172,7 @@ def scan_at(address: str, *, resample: bool = False) -> Scan:
     alone = files == [str(path)]
     found = sort_files(files, series=series)
     if not alone:
-        found.single.clear()  # beside a DICOM series, files of other formats are company
+        found.single.clear()  # files of other formats next to a DICOM series do not count
     scans, left = scans_of(found, left_out, resample=resample)
     scans += [item.scan for item in left if item.scan is not None]
     company = [*found.others, *found.ruins]

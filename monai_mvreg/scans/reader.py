@@ -1,4 +1,4 @@
-"""The door into MONAI: one scan by its address, for stock ``LoadImaged``."""
+"""Scan -> MONAI: one scan by its address, for MONAI's own ``LoadImaged``."""
 
 from __future__ import annotations
 
@@ -21,24 +21,21 @@ Array = npt.NDArray[Any]
 class ScanReader(ImageReader):
     """Read one scan by its address for ``monai.transforms.LoadImage``: one 2D or 3D image, float32, affine in RAS mm.
 
-    Stock ``LoadImaged(keys, reader=ScanReader())`` uses it, and no other reader steps in where it refuses a scan: MONAI
-    tries its other readers when ``read`` fails, so here ``read`` only takes the address and ``get_data`` does the work.
+    Use it as ``LoadImaged(keys, reader=ScanReader())``. MONAI tries its other readers when ``read`` fails, so here
+    ``read`` only takes the address and ``get_data`` does the work: what it refuses is not read by another reader.
 
     Args:
         frame: of a scan with several time points, the number of one, from 0, or ``"mean"``; None refuses such scans.
         colour: read colours, channel last. Otherwise they are refused, unless all three channels are equal.
-        choices: what a file leaves open.
+        choices: how to read what a file leaves open.
 
     Raises:
         ScanError: if ``frame`` is none of these.
 
     Example:
-        >>> import tempfile
         >>> from monai.transforms import LoadImage
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     nib.save(nib.Nifti1Image(np.ones((4, 3, 2), np.int16), np.eye(4)), f"{folder}/a.nii")
-        ...     LoadImage(reader=ScanReader(), ensure_channel_first=True)(f"{folder}/a.nii").shape
-        torch.Size([1, 4, 3, 2])
+        >>> LoadImage(reader=ScanReader(), ensure_channel_first=True)("patient/2015-03-23").shape
+        torch.Size([1, 24, 24, 16])
     """
 
     def __init__(self, frame: Frame = None, colour: bool = False, choices: Choices = AS_STORED) -> None:

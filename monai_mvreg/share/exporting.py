@@ -1,7 +1,7 @@
 """A trained model -> one file that other programs run without this package: ONNX, or TorchScript.
 
-The file maps prepared scans to the number that :class:`~monai_mvreg.predict.predictor.Predictor` says. It holds neither
-the preparation of scans nor intervals, curves or warnings. It is compared with the model before it is written.
+The file maps prepared scans to the number that :class:`~monai_mvreg.predict.predictor.Predictor` predicts. It holds
+neither the preparation of scans nor intervals, curves or warnings. It is compared with the model before it is written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from monai_mvreg.cache.atomic import atomic_write
 from monai_mvreg.predict.prediction import PURPOSE
 from monai_mvreg.predict.predictor import Predictor
 
-_SHAPES = ((1, 1), (1, 4), (3, 2))  # patients and scans that a file is tried with; it is made with 2 and 3
+_SHAPES = ((1, 1), (1, 4), (3, 2))  # patients and scans that a file is tested with; it is made with 2 and 3
 _TOLERANCE = 1e-4  # of the largest number, or of 0.01 where all are smaller
 
 
@@ -41,7 +41,7 @@ class _Whole(nn.Module):
 
 
 class _PlainAttention(nn.MultiheadAttention):
-    """Self-attention by plain products: torch's own is exported to ONNX for one number of scans alone."""
+    """Self-attention by plain products: torch's own is exported to ONNX for only one number of scans."""
 
     def forward(  # type: ignore[override]
         self,
@@ -63,10 +63,17 @@ class _PlainAttention(nn.MultiheadAttention):
 
 
 def describe_export(predictor: Predictor) -> dict[str, str]:
-    """What an exported file says of itself: target, unit, model, preprocessing, weights, and what it may be used for.
+    """Describe an exported file: target, unit, model, preprocessing, weights, and what it may be used for.
 
     Args:
         predictor: the trained model.
+
+    Returns:
+        The metadata that is written into the file.
+
+    Example:
+        >>> describe_export(Predictor.from_bundle("study"))["unit"]
+        'mm/a'
     """
     trained, model = predictor.trained, predictor.model
     return {
@@ -85,25 +92,32 @@ def describe_export(predictor: Predictor) -> dict[str, str]:
     }
 
 
-def export_onnx(predictor: Predictor, path: Path) -> float:
-    """Write a trained model as ONNX, for any number of patients and scans; tried with onnxruntime.
+def export_onnx(predictor: Predictor, path: str | Path) -> float:
+    """Write a trained model as ONNX, for any number of patients and scans, and test it with onnxruntime.
 
     Inputs are ``image`` ``(patients, scans, C, *spatial)``, each scan as :meth:`Predictor.prepare` makes it, ``mask``
     ``(patients, scans)``, true where a scan exists, and ``time`` ``(patients, scans)`` in days; and, where the model
     has them, ``view`` ``(patients, scans)`` and ``covariates`` ``(patients, V)``, NaN where missing. The output
-    ``number`` is ``(patients, T)``. The models of a cross-validation are averaged in one file. What the file says of
-    itself is its ``metadata_props``: see :func:`describe_export`.
+    ``number`` is ``(patients, T)``. The models of a cross-validation are averaged in one file. Its ``metadata_props``
+    are those of :func:`describe_export`.
 
     Args:
         predictor: the trained model, on the CPU.
-        path: the file.
+        path: the file to write.
 
     Returns:
-        The largest difference from the model, of random scans, in the unit of the target.
+        The largest difference from the model for random scans, in target units.
 
     Raises:
-        ValueError: if this network cannot be written as ONNX, or the file says something else than the network.
+        ValueError: if onnx is not installed, the network cannot be written as ONNX, or the file gives other numbers.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_onnx(Predictor.from_bundle("study"), f"{folder}/study.onnx") < 1e-3
+        True
     """
+    path = Path(path)
     try:
         import onnx
         import onnxruntime  # type: ignore[import-untyped]
@@ -143,12 +157,29 @@ def export_onnx(predictor: Predictor, path: Path) -> float:
         return _compared(predictor, run)
 
 
-def export_torchscript(predictor: Predictor, path: Path) -> float:
-    """Write a trained model as TorchScript, with inputs, output and comparison as of :func:`export_onnx`.
+def export_torchscript(predictor: Predictor, path: str | Path) -> float:
+    """Write a trained model as TorchScript, with inputs and output as in :func:`export_onnx`.
 
-    What the file says of itself is its extra file ``metadata.json``, as MONAI's ``load_net_with_metadata`` reads it. A
-    TorchScript file is a program: load only those that you trust.
+    Its metadata is the extra file ``metadata.json``, as MONAI's ``load_net_with_metadata`` reads it. A TorchScript file
+    is a program: load only those that you trust.
+
+    Args:
+        predictor: the trained model, on the CPU.
+        path: the file to write.
+
+    Returns:
+        The largest difference from the model for random scans, in target units.
+
+    Raises:
+        ValueError: if the network cannot be written as TorchScript, or the file gives other numbers.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_torchscript(Predictor.from_bundle("study"), f"{folder}/study.ts") < 1e-3
+        True
     """
+    path = Path(path)
     example = _example(predictor, 2, 3)
     with atomic_write(path) as part:
         with _quietly(), _in_one_sentence("TorchScript"):
@@ -207,7 +238,7 @@ def _compared(predictor: Predictor, run: Callable[[Mapping[str, Tensor]], Tensor
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the advice that tracing gives to developers, and without fused attention, which has no export."""
+    """Silence the warnings of tracing, and turn off fused attention, which cannot be exported."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

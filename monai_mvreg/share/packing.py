@@ -1,7 +1,7 @@
-"""A trained bundle -> one file that can be sent, checked and unpacked; weights alone are no code in it.
+"""A trained bundle -> one file that can be sent, checked and unpacked; its configs are code, its weights are not.
 
-A pack is a zip of a strict form: known places only, nothing compressed, and ``manifest.json`` with the size and the
-SHA-256 of every file. So it cannot grow when it is read, hide a file, or write outside of its folder. The same bundle
+A pack is a zip of a strict form: known file names only, nothing compressed, and ``manifest.json`` with the size and
+SHA-256 of every file. So it cannot grow when it is read, hide a file, or write outside its folder. The same bundle
 gives the same bytes.
 """
 
@@ -74,23 +74,34 @@ class PackFacts:
     foreign: Mapping[str, tuple[str, ...]]
 
 
-def pack_bundle(bundle: Path, models: Path, path: Path) -> PackFacts:
-    """Write a trained bundle as one file, if it can predict.
+def pack_bundle(bundle: str | Path, models: str | Path, path: str | Path) -> PackFacts:
+    """Write a trained bundle as one file, after checking that it can predict.
 
-    In are its LICENSE, configs and docs, and of each model what a prediction needs, with the weights as safetensors.
-    Not in are checkpoints, predictions and patients: of a cross-validation only the fold and the error of each patient,
-    without key and in another order, which its intervals need.
+    The file holds LICENSE, configs and docs, and of each model what a prediction needs, with the weights as
+    safetensors. It holds no checkpoints, predictions or patients: of a cross-validation only the fold and the error of
+    each patient, without keys and in another order, which its intervals need.
 
     Args:
         bundle: the folder of the bundle.
         models: ``model_dir`` of a training, or the folder of a cross-validation.
         path: the file to write.
 
+    Returns:
+        The contents of the pack, as :func:`verify_bundle` reads them.
+
     Raises:
         FileNotFoundError: if something is missing that a prediction needs.
         ValueError: as :func:`~monai_mvreg.trained.trained_model.read_trained`, or if the pack would be larger than
             8 GiB.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     facts = pack_bundle("study", "study/models", f"{folder}/study.zip")
+        >>> facts.target, facts.unit
+        (('growth',), 'mm/a')
     """
+    bundle, models, path = Path(bundle), Path(models), Path(path)
     trained = read_trained(bundle, models, torch.device("cpu"))
     files = {name: (bundle / name).read_bytes() for name in _files_of(bundle)}
     places = model_folders(models)
@@ -119,29 +130,55 @@ def pack_bundle(bundle: Path, models: Path, path: Path) -> PackFacts:
         return verify_bundle(unfinished)
 
 
-def verify_bundle(path: Path, *, sha256: str | None = None) -> PackFacts:
-    """Check a pack, and tell what it holds; nothing of it is run.
+def verify_bundle(path: str | Path, *, sha256: str | None = None) -> PackFacts:
+    """Check a pack and list its contents, without running any of it.
 
     Args:
         path: the pack.
-        sha256: what its makers say is the hash of the whole file; None where that is not known. Hashes inside a pack
-            say that it is whole; this alone says whose it is.
+        sha256: the hash of the whole file as its makers published it; None if it is not known. The hashes inside show
+            that a pack is intact; only this one shows that it comes from its makers.
+
+    Returns:
+        The contents of the pack, with everything in it that runs as Python when the bundle is used.
 
     Raises:
-        ValueError: if it is not what its manifest says, or not of the form of a pack, or another file than expected.
+        ValueError: if its files do not match its manifest, its form is not that of a pack, or its hash is not
+            ``sha256``.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     packed = pack_bundle("study", "study/models", f"{folder}/study.zip")
+        ...     verify_bundle(f"{folder}/study.zip", sha256=packed.sha256) == packed
+        True
     """
-    return _checked(path, sha256)[0]
+    return _checked(Path(path), sha256)[0]
 
 
-def unpack_bundle(path: Path, out: Path, *, sha256: str | None = None) -> PackFacts:
-    """Check a pack and write its files, so that ``mvreg predict --bundle`` takes the folder.
+def unpack_bundle(path: str | Path, out: str | Path, *, sha256: str | None = None) -> PackFacts:
+    """Check a pack and write its files to a folder that ``mvreg predict --bundle`` and ``Predictor`` take.
 
     Args:
         path: the pack.
         out: a folder that does not exist yet, or is empty.
-        sha256: as of :func:`verify_bundle`, which says what is raised too.
+        sha256: as in :func:`verify_bundle`.
+
+    Returns:
+        The contents of the pack.
+
+    Raises:
+        ValueError: as :func:`verify_bundle`, or if ``out`` is not empty.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     packed = pack_bundle("study", "study/models", f"{folder}/study.zip")
+        ...     _ = unpack_bundle(f"{folder}/study.zip", f"{folder}/copy", sha256=packed.sha256)
+        ...     sorted(path.name for path in Path(folder, "copy").iterdir())
+        ['LICENSE', 'configs', 'manifest.json', 'models']
     """
-    facts, files = _checked(path, sha256)
+    out = Path(out)
+    facts, files = _checked(Path(path), sha256)
     if out.exists():
         if not out.is_dir() or any(out.iterdir()):
             raise ValueError(f"expected a new or an empty folder, got {out}: name another one")
@@ -157,7 +194,7 @@ def unpack_bundle(path: Path, out: Path, *, sha256: str | None = None) -> PackFa
 
 
 def _model_of(folder: Path) -> dict[str, bytes]:
-    """The files of a model that go into a pack; not the hashes of its patients, which stay where they were trained."""
+    """The files of a model that go into a pack; the hashes of its patients stay where it was trained."""
     files = {name: (folder / name).read_bytes() for name in _OF_MODEL if (folder / name).is_file()}
     weights = {name: tensor.contiguous().clone() for name, tensor in read_weights(folder).items()}
     check_files(folder, read_settings(folder / "settings.json").files, weights=weights_hash(weights))

@@ -34,7 +34,14 @@ def collate_scans(patients: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ``patient``, ``fold``, ``groups`` (texts by column) and the ``seed`` of random transforms as lists.
 
     Raises:
-        ValueError: if a patient has no scan or not one date and view per scan, or scans of patients differ in shape.
+        ValueError: if a patient has no scan or not one date and view per scan, or the shapes of scans differ.
+
+    Example:
+        >>> one = {"image": torch.zeros(1, 1, 4, 4), "time": [0.0], "view": [0]}
+        >>> two = {"image": torch.zeros(2, 1, 4, 4), "time": [0.0, 90.0], "view": [0, 0]}
+        >>> batch = collate_scans([one, two])
+        >>> batch["image"].shape, batch["mask"].tolist()
+        (torch.Size([2, 2, 1, 4, 4]), [[True, False], [True, True]])
     """
     counts = torch.tensor([len(patient["image"]) for patient in patients])
     if (counts == 0).any():

@@ -13,7 +13,14 @@ _BOMB = ((2**26, 1000), (2**30, 100))
 
 
 class ScanError(ValueError):
-    """A scan that cannot be read right; the message names the file or series and never a patient."""
+    """A scan cannot be read correctly; the message names the file or series and never a patient.
+
+    Example:
+        >>> from monai_mvreg.scans import read_scan
+        >>> read_scan("cohort.csv")
+        Traceback (most recent call last):
+        monai_mvreg.scans.formats.byte_ranges.ScanError: cohort.csv: no scan: another format
+    """
 
 
 def refuse_bomb(packed: int, unpacked: int) -> None:

@@ -13,6 +13,7 @@ from test_public_names import OBJECTS, public
 
 from monai_mvreg.cohort import Columns, audit, read_cohort, write_cohort
 from monai_mvreg.cohort.audit import Audited
+from monai_mvreg.experiments import fit
 from monai_mvreg.explain import explain_patient, gradcam
 from monai_mvreg.predict import Predictor, read_predictions, to_json
 from monai_mvreg.predict.selection import find_patient
@@ -63,6 +64,16 @@ def written_cohort(path: PathKind, out: Path) -> bytes:
     return (out / "copy.csv").read_bytes()
 
 
+def fitted(path: PathKind, out: Path) -> Any:
+    quick = {"epochs": 1, "spatial_size": [16, 16, 16], "validation_folds": ["0", "1", "2"]}
+    columns = Columns(day="day", target=("growth",), unit="unit", fold="fold")
+    preset = out / "slow.yaml"
+    preset.write_text("learning_rate: 0.0001", encoding="utf-8")
+    model = fit(path("cohort.csv"), columns, out=path(out / "study"), presets=[path(preset)], settings=quick)
+    model.save(path(out / "saved"))
+    return model.predict(path("cohort.csv")), sorted(file.name for file in (out / "saved").rglob("*"))
+
+
 def card(path: PathKind, out: Path) -> list[str]:
     (out / "answers.yaml").write_text('5b: "2011 to 2019"', encoding="utf-8")
     metadata, answers = path("study/configs/metadata.json"), path(out / "answers.yaml")
@@ -101,6 +112,7 @@ CALLS: dict[str, Callable[[PathKind, Path], Any]] = {
     "write_patient_report": lambda path, out: write_patient_report(path(out / "p.html"), predicted()).name,
     "write_index": lambda path, out: write_index(path(out / "p.html"), [predicted()]).read_bytes(),
     "write_card": card,
+    "fit": fitted,
     "make_report write_object": dicom,
 }
 

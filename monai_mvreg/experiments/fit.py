@@ -138,7 +138,7 @@ def fit(
     Example:
         >>> import tempfile
         >>> columns = Columns(day="day", target=("growth",), unit="unit", fold="fold")
-        >>> quick = {"epochs": 1, "spatial_size": [16, 16, 16]}
+        >>> quick = {"epochs": 1, "spatial_size": [16, 16, 16], "validation_folds": ["0", "1", "2"]}
         >>> with tempfile.TemporaryDirectory() as out:
         ...     model = fit("cohort.csv", columns, out=out, settings=quick)
         ...     model.save(f"{out}/saved")

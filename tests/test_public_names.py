@@ -115,17 +115,6 @@ def test_the_import_is_instant_and_loads_nothing_heavy() -> None:
     assert min(times) < 0.1
 
 
-def test_the_types_of_the_package_reach_a_program() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "tests/public_program.py"],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_the_program_of_a_user_runs(
     example_files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

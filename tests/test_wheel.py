@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from dataclasses import dataclass
@@ -42,16 +43,27 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Installed:
-    """A wheel, unpacked by pip where no clone is, and how to run what it brings."""
+    """A wheel in an environment of its own, and how to run what it brings."""
 
-    packages: Path
+    environment: Path
+
+    @property
+    def python(self) -> Path:
+        """The interpreter of the environment."""
+        return next(self.environment.glob("*/python"), self.environment / "Scripts" / "python.exe")
+
+    @property
+    def packages(self) -> Path:
+        """The folder of its packages."""
+        return next(self.environment.rglob("site-packages"))
 
     def run(self, *command: str, where: Path, fails: bool = False) -> str:
         """Run a command as a user does in a folder; what it prints on stdout, or of a failure on stderr."""
-        path = os.pathsep.join([str(self.packages / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-        own = {"PATH": path, "PYTHONPATH": str(self.packages), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join([str(self.python.parent), os.environ["PATH"]])
+        own = {"PATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         done = subprocess.run(
-            command, cwd=where, env={**os.environ, **own}, capture_output=True, text=True, timeout=600, check=False
+            command, cwd=where, env={**inherited, **own}, capture_output=True, text=True, timeout=600, check=False
         )
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done.stderr if fails else done.stdout
@@ -118,11 +130,14 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """The wheel, installed apart from the package under test; what it depends on is here already."""
-    packages = tmp_path_factory.mktemp("site-packages")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
-    subprocess.run([*command, "--target", str(packages), str(wheel)], check=True, cwd=packages)
-    return Installed(packages)
+    """The wheel in a new environment, which borrows from this one what it depends on, not the package under test."""
+    made = Installed(tmp_path_factory.mktemp("environment"))
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(made.environment)], check=True)
+    # A folder in a .pth file is searched; its own .pth files, such as that of an editable installation, are not read.
+    (made.packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
+    command = [sys.executable, "-m", "pip", "--python", str(made.python), "install", "--quiet", "--no-deps"]
+    subprocess.run([*command, "--no-compile", str(wheel)], check=True, cwd=made.environment)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +181,10 @@ def test_a_wheel_from_the_sdist_is_the_wheel(wheel: Path, source: Path, tmp_path
 def test_an_editable_installation_takes_the_bundle_of_the_clone(source: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(build("editable", source, tmp_path)) as archive:
         archive.extractall(tmp_path / "site")
-    code = "import site, sys; site.addsitedir(sys.argv[1]); from monai_mvreg.bundle_folder import find_bundle\n"
-    code += "print(find_bundle())"
-    # Isolated from the packages that are installed here: this one is among them.
-    command = [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "site")]
+    code = "import site, sys; site.addsitedir(sys.argv[1]); sys.path.append(sys.argv[2])\n"
+    code += "from monai_mvreg.bundle_folder import find_bundle; print(find_bundle())"
+    # Isolated from the package that is installed here; what it depends on is found.
+    command = [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "site"), sysconfig.get_path("purelib")]
     done = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True)
     assert Path(done.stdout.strip()) == (source / "bundle").resolve()
 
@@ -185,6 +200,12 @@ def test_bundle_and_init_work_from_a_wheel(installed: Installed, tmp_path: Path)
     for name, data in tracked().items():
         if name.startswith("bundle/"):
             assert (tmp_path / "study" / name.removeprefix("bundle/")).read_bytes() == data
+
+
+def test_the_types_of_the_package_reach_a_program_that_uses_the_wheel(installed: Installed, tmp_path: Path) -> None:
+    shutil.copyfile(ROOT / "tests/public_program.py", tmp_path / "program.py")
+    command = ["mypy", "--strict", "--python-executable", str(installed.python), "program.py"]
+    assert "no issues" in installed.run(sys.executable, "-m", *command, where=tmp_path)
 
 
 def training(bundle: str, data: Path, bundle_root: str) -> list[str]:

@@ -33,7 +33,9 @@ LAYERS = [
 # What each room imports of the layers below, and no more than it needs.
 ROOMS: dict[str, str] = {
     "__main__": "cli",
-    "cli": "bundle_folder cache cohort dicom_results errors experiments explain label predict report service share",
+    "cli": (
+        "bundle_folder cache cohort dicom_results errors experiments explain label predict report results service share"
+    ),
     "service": "dicom_results predict scans cache",
     "experiments": (
         "bundle_folder cache cohort errors losses metrics predict report results scans share trained training"

@@ -80,13 +80,14 @@ def _demo(options: argparse.Namespace) -> None:
     import logging
 
     from monai_mvreg.experiments.demo import UNIT, run_demo
+    from monai_mvreg.results.units import readable_unit
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("monai_mvreg").setLevel(logging.INFO)
     result = run_demo(options.out, patients=options.patients, epochs=options.epochs)
     print(f"\nMean absolute error on {result.patients} synthetic test patients, with its 95 % interval:")
     for name, error in result.errors.items():
-        print(f"  {name:<30} {error.value:.2f} {UNIT} ({error.low:.2f} to {error.high:.2f})")
+        print(f"  {name:<30} {error.value:.2f} {readable_unit(UNIT)} ({error.low:.2f} to {error.high:.2f})")
     print(f"With all scans, R2 is {result.r2.value:.2f} ({result.r2.low:.2f} to {result.r2.high:.2f}).")
     print(f"Report: {result.report}")
     place = shlex.quote(str(options.out))

@@ -35,8 +35,9 @@ from monai_mvreg.cohort.table import Cohort, Columns, Patient, read_cohort, writ
 from monai_mvreg.metrics.bootstrap import Estimate
 from monai_mvreg.metrics.regression import cohort_metrics
 from monai_mvreg.report.evaluation import evaluation_sections, figure_scans
-from monai_mvreg.report.page import Section, write_report
+from monai_mvreg.report.page import Section, value, write_report
 from monai_mvreg.results.predictions_table import PredictionsTable
+from monai_mvreg.results.units import readable_unit
 from monai_mvreg.scans.reader import ScanReader
 
 logger = logging.getLogger(__name__)
@@ -271,10 +272,10 @@ def _write_report(folder: Path, table: Path) -> DemoResult:
     about = (
         f"Nothing here is a real patient. {len(cohort.patients)} synthetic patients have {scans} small volumes, half "
         "of them DICOM series, half NIfTI files. Each patient has one lesion that grows or shrinks at a steady rate, "
-        f"which is to be predicted, in {UNIT}. Size and rate are drawn apart, so one scan tells little about "
-        f"the rate: it takes several scans and their dates.\n\n{len(training)} patients trained the network, one fold "
-        f"chose the epoch to keep, and all numbers below come from the {len(measured)} patients of another fold, which "
-        "the training never saw. “Newest scan alone” is the same network, trained as long on one scan per patient. A "
+        f"which is to be predicted, in {readable_unit(UNIT)}. Size and rate are drawn apart, so one scan tells little "
+        f"about the rate: it takes several scans and their dates.\n\n{len(training)} patients trained the network, one "
+        f"fold chose the epoch to keep, and all numbers below come from the {len(measured)} patients of another fold, "
+        "which the training never saw. “Newest scan alone” is the same network, trained as long on one scan per patient. A "
         "real lesion is not so kind: these numbers show that the way from files to report works, and say nothing about "
         "its use in any disease."
     )
@@ -297,7 +298,7 @@ def _one_patient(cohort: Cohort, predictions: PredictionsTable) -> Section:
     days, weights = predictions.days[row], predictions.weights[row]
     measured, predicted = predictions.measured("growth")[row], predictions.predicted("growth")[row]
     text = (
-        f"Measured growth {measured:.1f} {UNIT}, predicted {predicted:.1f} {UNIT}, from "
+        f"Measured growth {value(float(measured), UNIT)}, predicted {value(float(predicted), UNIT)}, from "
         f"{len(days)} scans over {max(days) - min(days):.0f} days."
     )
     caption = (

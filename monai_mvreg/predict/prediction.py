@@ -12,6 +12,7 @@ import pandas as pd
 from pydantic import Field
 
 from monai_mvreg.cache.typed_json import RecordError, checked, json_schema, strict
+from monai_mvreg.results.units import readable_unit
 
 FORMAT: Literal["monai-mvreg predictions 1"] = "monai-mvreg predictions 1"
 PURPOSE = "Research use only. Not a medical device: this may not guide the care of a patient."
@@ -157,7 +158,7 @@ def in_words(number: PredictedNumber) -> str:
         >>> in_words(PredictedNumber("volume", "mL", 52.314, 49.0, 55.5, 0.9))
         'volume: 52.31 mL (90% interval 49 to 55.5)'
     """
-    text = f"{number.name}: {number.value:.4g}" + ("" if number.unit == "1" else f" {number.unit}")
+    text = f"{number.name}: {number.value:.4g}" + f" {readable_unit(number.unit)}".rstrip()
     if number.low is not None and number.high is not None and number.confidence is not None:
         text += f" ({number.confidence:.0%} interval {number.low:.4g} to {number.high:.4g})"
     return text

@@ -26,6 +26,7 @@ from monai_mvreg.report.page import RESEARCH, Section, as_markdown, must_not, ro
 from monai_mvreg.report.settings_in_words import part_in_words, resolve, steps_in_words
 from monai_mvreg.report.survival import survival_sections
 from monai_mvreg.results.calibration import Baseline
+from monai_mvreg.results.units import readable_unit
 from monai_mvreg.trained.weights import read_weights, weights_hash
 
 _RESULTS = "The sections from here to “Ethical considerations”, as in the report of the evaluation."
@@ -133,7 +134,7 @@ def _sections(run: RunRecord) -> list[Section]:
 
 def _details(run: RunRecord) -> Section:
     settings, training, meta = run.settings, run.training, run.metadata
-    unit = "" if settings.unit == "1" else f" in {settings.unit}"
+    unit = f" in {words}" if (words := readable_unit(settings.unit)) else ""
     said = ", ".join(run.target[:1]) if run.survival else ", ".join(run.target) + unit
     output = f"for each patient: {said}"
     if run.survival:

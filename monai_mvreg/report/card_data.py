@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from monai_mvreg.report import tripod
-from monai_mvreg.report.page import Section, rounded
+from monai_mvreg.report.page import Section, rounded, with_unit
 from monai_mvreg.results.predictions_table import PredictionsTable
 from monai_mvreg.trained.model_files import current_folder
 from monai_mvreg.trained.model_settings import ModelSettings, read_settings
@@ -189,7 +189,7 @@ def _characteristics(parts: Sequence[Mapping[str, Any]], unit: str) -> list[tupl
         if any(entry and "ones" in entry for entry in entries):
             add(f"{name}, share", [f"{e['ones']} ({100 * e['share']:.0f} %)" if e else UNRECORDED for e in entries])
             continue
-        sized = name if unit == "1" else f"{name} [{unit}]"
+        sized = with_unit(name, unit)
         add(f"{sized}, median (5 to 95 %)", [_range(entry) for entry in entries])
         add(f"{sized}, mean ± sd", [f"{rounded(e['mean'])} ± {rounded(e['sd'])}" if e else UNRECORDED for e in entries])
     for name in dict.fromkeys(name for part in parts for name in part.get("groups", {})):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from monai_mvreg.cache.atomic import atomic_write_text
 from monai_mvreg.metrics.bootstrap import Estimate
 from monai_mvreg.results.predictions_table import PredictionsTable
+from monai_mvreg.results.units import readable_unit
 
 INK, QUIET = "#1f4e79", "#4a4a4a"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -96,7 +98,9 @@ def write_report(path: Path, *, title: str, sections: Sequence[Section], note: s
             raise ValueError(f"section {section.title}: expected a caption with the figure, got none")
     # Escape always: names come from files and tables.
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pages = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_with_minus_signs
+    )
     pages.filters |= {"data_uri": _data_uri, "jpeg_uri": _jpeg_uri, "long": _long}
     pages.filters |= {"cell": as_cell, "wordy": _wordy}
     html = pages.get_template("page.html.j2").render(title=title, sections=sections, note=note)
@@ -123,6 +127,11 @@ def as_markdown(sections: Sequence[Section], *, title: str, pictures: str) -> st
         if section.figure is not None:
             parts.append(f"*Picture in {pictures}: {section.caption}*")
     return "\n\n".join(parts) + "\n"
+
+
+def _with_minus_signs(entry: Any) -> Any:
+    """Text from elsewhere, such as a warning, writes a hyphen before a number below zero."""
+    return re.sub(r"(?<![\w.-])-(?=\d)", "\N{MINUS SIGN}", entry) if type(entry) is str else entry
 
 
 def _escaped(cell: str) -> str:
@@ -174,7 +183,14 @@ def _power(value: float) -> int:
 
 def value(value: float, unit: str = "1", decimals: int | None = None) -> str:
     """A number with its unit; ``1`` is none. ``decimals`` as in :func:`rounded`."""
-    return rounded(value, decimals) + (f"\N{NO-BREAK SPACE}{unit}" if unit != "1" and math.isfinite(value) else "")
+    words = readable_unit(unit)
+    return rounded(value, decimals) + (f"\N{NO-BREAK SPACE}{words}" if words and math.isfinite(value) else "")
+
+
+def with_unit(name: str, unit: str) -> str:
+    """A name with the unit in brackets, where there is one; as in ``volume [mL]``."""
+    words = readable_unit(unit)
+    return f"{name} [{words}]" if words else name
 
 
 def span(estimate: Estimate, unit: str = "1") -> str:
@@ -191,8 +207,8 @@ def caution(patients: int) -> str:
 
 def calm(axes: Any, x: str, y: str, unit: str = "1") -> None:
     """Label the axes of a figure and leave out what says nothing."""
-    axes.set_xlabel(x if unit == "1" else f"{x} [{unit}]", color=QUIET)
-    axes.set_ylabel(y if unit == "1" else f"{y} [{unit}]", color=QUIET)
+    axes.set_xlabel(with_unit(x, unit), color=QUIET)
+    axes.set_ylabel(with_unit(y, unit), color=QUIET)
     axes.tick_params(colors=QUIET, length=3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#9a9a9a")

@@ -14,7 +14,7 @@ import pandas as pd
 
 from monai_mvreg.cohort.thumbnails import ScanPicture, as_jpeg
 from monai_mvreg.predict.prediction import PURPOSE, NoPrediction, PredictedNumber, Prediction, SurvivalCurve
-from monai_mvreg.report.page import Headline, Link, Section, Tile, rounded, value, write_report
+from monai_mvreg.report.page import Headline, Link, Section, Tile, rounded, value, with_unit, write_report
 from monai_mvreg.report.patient_figures import (
     contributions,
     figure_chances,
@@ -133,7 +133,7 @@ def write_index(
         patient = found.patient if identify else str(at + 1)
         row: dict[str, object] = {"Patient": Link(patient, reports[at]) if reports else patient}
         for number in found.numbers:
-            label = _name(number) + (f" [{number.unit}]" if number.unit != "1" else "")
+            label = with_unit(_name(number), number.unit)
             row[label] = rounded(number.value, _decimals(number))
             if found.survival is None:
                 row["Interval" + (f" of {_name(number)}" if len(found.numbers) > 1 else "")] = (

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from monai_mvreg.predict.prediction import PredictedNumber, Prediction, SurvivalCurve
 from monai_mvreg.report.page import INK, QUIET, calm, power_of_ten, rounded, value
+from monai_mvreg.results.units import readable_unit
 
 _COLUMNS, _DOT = 32, 0.17  # of the dots; inches of one
 
@@ -140,7 +141,7 @@ def contributions(prediction: Prediction, place: int) -> tuple[list[float], str]
     """
     parts = [scan.contributions[place] for scan in prediction.scans if scan.contributions is not None]
     unit, most = prediction.numbers[place].unit, max(map(abs, parts), default=0.0)
-    words = [] if unit == "1" else [unit]
+    words = [unit] if (unit := readable_unit(unit)) else []
     if most and not 1e-3 <= most < 1e7:
         power = math.floor(math.log10(most))
         parts, words = [part / 10.0**power for part in parts], [power_of_ten(power), *words]

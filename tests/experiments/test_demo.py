@@ -144,7 +144,7 @@ def test_demo_ends_with_a_report_and_says_what_was_reached(tmp_path: Path, capfd
     out = tmp_path / "it's out"
     assert main(["demo", "--out", str(out), "--patients", "16", "--epochs", "1"]) == 0
     shown = capfd.readouterr()
-    for words in ("All scans with their dates", "Newest scan alone", "Mean of the training patients", "mm/a ("):
+    for words in ("All scans with their dates", "Newest scan alone", "Mean of the training patients", "mm/year ("):
         assert words in shown.out
     assert f"Report: {out / 'report.html'}" in shown.out
     assert "mvreg scan FOLDER" in shown.out and "monai.bundle run" in shown.out

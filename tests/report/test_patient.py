@@ -134,7 +134,7 @@ def pictures() -> list[ScanPicture]:
             [f"1.20{TINY} m2/s", f"1.00{TINY} to 1.40{TINY} m2/s"],
         ),
         (PredictedNumber("v", "1", 0.000012), [f"1.20{TINY}no interval"]),
-        (PredictedNumber("v", "a", -62.34, -69.6, -55.1, 0.955), ["\N{MINUS SIGN}62.3 a", "95.5 % interval"]),
+        (PredictedNumber("v", "a", -62.34, -69.6, -55.1, 0.955), ["\N{MINUS SIGN}62.3 years", "95.5 % interval"]),
         (PredictedNumber("v", "1", 0.0), ["0.00"]),
     ],
 )

@@ -93,10 +93,8 @@ def test_a_time_to_event_is_not_used_beyond_its_horizons() -> None:
 
 
 def test_numbers_of_other_texts_have_a_true_minus_sign_and_dates_and_ranges_keep_theirs(tmp_path: Path) -> None:
-    text = "growth -6.016, training had -5.9 to 5.8 (-1), 2026-11-28, 2-5 scans, p-5, 1.5-2"
-    html = page.write_report(tmp_path / "p.html", title="t", sections=[page.Section("s", text)]).read_text(
-        encoding="utf-8"
-    )
+    section = page.Section("s", "growth -6.016, training had -5.9 to 5.8 (-1), 2026-11-28, 2-5 scans, p-5, 1.5-2")
+    file = page.write_report(tmp_path / "p.html", title="t", sections=[section])
     minus = "\N{MINUS SIGN}"
     shown = f"growth {minus}6.016, training had {minus}5.9 to 5.8 ({minus}1), 2026-11-28, 2-5 scans, p-5, 1.5-2"
     assert shown in file.read_text(encoding="utf-8")

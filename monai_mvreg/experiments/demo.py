@@ -275,9 +275,9 @@ def _write_report(folder: Path, table: Path) -> DemoResult:
         f"which is to be predicted, in {readable_unit(UNIT)}. Size and rate are drawn apart, so one scan tells little "
         f"about the rate: it takes several scans and their dates.\n\n{len(training)} patients trained the network, one "
         f"fold chose the epoch to keep, and all numbers below come from the {len(measured)} patients of another fold, "
-        "which the training never saw. “Newest scan alone” is the same network, trained as long on one scan per patient. "
-        "A real lesion is not so kind: these numbers show that the way from files to report works, and say nothing about "
-        "its use in any disease."
+        "which the training never saw. “Newest scan alone” is the same network, trained as long on one scan per "
+        "patient. A real lesion is not so kind: these numbers show that the way from files to report works, and say "
+        "nothing about its use in any disease."
     )
     sections = evaluation_sections(all_scans, folder, "growth", baselines=baselines)
     page = [Section("A synthetic cohort", about), *sections[:2], _one_patient(cohort, all_scans), *sections[2:]]

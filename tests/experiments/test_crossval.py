@@ -110,7 +110,29 @@ def test_a_cohort_without_folds_gets_balanced_ones_and_a_broken_run_names_its_lo
         crossvalidate(plan_of(folder), tmp_path / "two", folds=2)
 
 
-def test_with_several_seeds_every_other_fold_chooses_the_epoch_once(tmp_path: Path) -> None:
+def test_with_several_seeds_every_other_fold_chooses_the_epoch_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: dict[str, list[tuple[int, str]]] = {}
+
+    def run(_: Plan, place: Path, settings: dict[str, Any], fold: str) -> None:
+        (validation,) = settings["validation_folds"]
+        assert settings["test_folds"] == [fold]
+        chosen.setdefault(fold, []).append((settings["seed"], validation))
+        rows = pd.DataFrame({"patient": [f"p{fold}"], "fold": fold, "target": 1.0, "target_predicted": 1.0 + int(fold)})
+        (place / "test").mkdir(parents=True)
+        PredictionsTable(whole(rows)).write(place / "test/predictions.csv")
+
+    monkeypatch.setattr("monai_mvreg.experiments.crossval._run_fold", run)
+    crossvalidate(plan_of(study(tmp_path / "data")), tmp_path / "out", seeds=(0, 1))
+    assert {fold: {seed for seed, _ in runs} for fold, runs in chosen.items()} == {fold: {0, 1} for fold in "012"}
+    assert {fold: {other for _, other in runs} for fold, runs in chosen.items()} == {
+        fold: set("012") - {fold} for fold in "012"
+    }
+
+
+@pytest.mark.slow
+def test_the_fold_that_chooses_the_epoch_is_predicted_by_the_training(tmp_path: Path) -> None:
     crossvalidate(plan_of(study(tmp_path / "data"), epochs=1), tmp_path / "out", seeds=(0, 1))
     for test in "012":
         tables = [tmp_path / f"out/fold-{test}_seed-{seed}/training/predictions.csv" for seed in (0, 1)]

@@ -33,7 +33,12 @@ def add_bundle_verbs(verbs: Any) -> None:
     export = verbs.add_parser("export", help="write a trained model for other programs, and compare it")
     add_trained_options(export)
     export.add_argument("--onnx", type=Path, metavar="FILE", help="for onnxruntime and others")
-    export.add_argument("--torchscript", type=Path, metavar="FILE", help="for torch without this package")
+    export.add_argument(
+        "--torchscript",
+        type=Path,
+        metavar="FILE",
+        help="for torch without this package (torch has deprecated TorchScript: prefer ONNX)",
+    )
     export.set_defaults(verb=_export)
 
 

@@ -36,6 +36,7 @@ def add_patient_verbs(verbs: Any) -> None:
     predict = verbs.add_parser("predict", help="predict one patient from a folder, or all patients of a table")
     add_model_options(predict)
     predict.add_argument("--out", type=Path, metavar="FOLDER", help="write predictions.json and predictions.csv there")
+    predict.add_argument("--each", action="store_true", help="SOURCE holds a folder for each patient: predict all")
     predict.add_argument("--json", action="store_true", help="print the predictions as JSON, and nothing else")
     predict.add_argument("--schema", action=_PrintSchema, nargs=0, help="print the JSON schema of the answer, and stop")
     predict.set_defaults(verb=_predict)
@@ -142,11 +143,35 @@ def predicted_patients(
     from monai_mvreg.predict.selection import find_patient
 
     home = home_of(options)
+    if getattr(options, "each", False):
+        return _each_patient(options, predictor)
     if not is_table(options):
         found = find_patient(options.source, predictor.trained, covariates=_covariates(options))
         return [(found.patient, predictor.predict(found, home=home))]
     cohort = _cohort(options, predictor)
     return list(zip(cohort.patients, predictor.predict_cohort(cohort, home=home), strict=True))
+
+
+def _each_patient(options: argparse.Namespace, predictor: Predictor) -> list[tuple[Patient, Prediction | NoPrediction]]:
+    """Predict the patient of every folder in the source; its name is the patient's key."""
+    from monai_mvreg.cohort.table import Patient
+    from monai_mvreg.predict.prediction import NoPrediction
+    from monai_mvreg.predict.selection import find_patient
+
+    folders = sorted(place for place in options.source.iterdir() if place.is_dir()) if options.source.is_dir() else []
+    if not folders:
+        raise ValueError(f"expected a folder with one folder per patient for --each, got {options.source} without any")
+    predicted: list[tuple[Patient, Prediction | NoPrediction]] = []
+    for folder in folders:
+        try:
+            found = find_patient(folder, predictor.trained, covariates=_covariates(options))
+            patient = replace(found.patient, key=folder.name)
+            prediction = predictor.predict(replace(found, patient=patient), home=options.source)
+            predicted.append((patient, prediction))
+        except ValueError as error:  # a ScanError too
+            nobody = Patient(folder.name, (), (), (), (), ())
+            predicted.append((nobody, NoPrediction(folder.name, str(error))))
+    return predicted
 
 
 def tell_unpredicted(predicted: Sequence[tuple[Patient, Prediction | NoPrediction]]) -> None:
@@ -157,7 +182,7 @@ def tell_unpredicted(predicted: Sequence[tuple[Patient, Prediction | NoPredictio
     if lost:
         print(f"error: nothing could be predicted for {_count(len(lost), 'patient')}", file=sys.stderr)
         for at, reason in lost[:5]:
-            print(f"  patient {at} of the table: {reason}", file=sys.stderr)
+            print(f"  patient {at}: {reason}", file=sys.stderr)
         if len(lost) > 5:
             print("  the others: mvreg predict --json", file=sys.stderr)
         raise SystemExit(1)
@@ -175,13 +200,13 @@ def _predict(options: argparse.Namespace) -> None:
         _write_whole(options.out / "predictions.csv", as_rows(predictions).to_csv(index=False, float_format="%.7g"))
     if options.json:
         print(text)
-    elif is_table(options):
+    elif is_table(options) or options.each:
         print(f"{len(predictions)} patients predicted, {sum(bool(one.warnings) for one in predictions)} with warnings")
     else:
         print(_told(predictions[0]))
     if not options.json and options.out:
         print(f"Written: {options.out / 'predictions.json'} and, a view of it, predictions.csv")
-    elif not options.json and is_table(options):
+    elif not options.json and (is_table(options) or options.each):
         print("Nothing was written: give --out FOLDER, or --json to print all")
     tell_unpredicted(predicted)
 

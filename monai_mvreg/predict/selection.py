@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,15 @@ def find_patient(
     found, refused = find_scans(folder)
     left_out = [UnusedScan(inside(item.path.as_posix(), folder), item.reason) for item in refused]
     if (people := len({scan.patient for scan in found if scan.patient})) > 1:
-        raise ValueError(f"expected the scans of one patient in {folder}, got those of {people}: give a table")
+        raise ValueError(
+            f"expected the scans of one patient in {folder}, got those of {people}: give the folder of one, a table, "
+            "or mvreg predict --each where every patient has a folder"
+        )
+    if (homes := _possible_patients(found, folder)) > 1:
+        raise ValueError(
+            f"expected the scans of one patient in {folder}, got files in {homes} folders that may be patients: give "
+            "mvreg predict --each if they are, a table, or names with a date (2024-03-31) if they are visits"
+        )
     dates = {scan.address: date_of(scan, folder) for scan in found}
     dated = trained.settings.dated and any(dates.values())
     modalities = sorted({name for member in trained.members for name in member.domain.modalities})
@@ -95,11 +104,28 @@ def find_patient(
     damaged = sum(item.scan is None and not item.reason.startswith(_NO_SCAN) for item in refused)
     warnings = [PredictionWarning("left_out", f"files or series that could not be read: {damaged}")] if damaged else []
     nobodys = [scan for scan in taken.values() if not scan.patient]
-    homes = {_below(scan.address, folder).place.parts[:-1][:1] for scan in nobodys}
-    if nobodys and (len(nobodys) < len(taken) or len(homes) > 1):
+    if nobodys and len(nobodys) < len(taken):
         sentence = f"{len(nobodys)} of {len(taken)} scans do not say whose they are: check that all are of one patient"
         warnings.append(PredictionWarning("patient", sentence))
     return FoundPatient(patient, taken, tuple(left_out), tuple(warnings))
+
+
+def _possible_patients(scans: Sequence[Scan], home: Path) -> int:
+    """How many patients scans may be of that do not name one: by BIDS names, or the folders right below ``home``.
+
+    Folders and files with a date, or of a session in BIDS, are visits; files right in ``home`` are of one patient.
+    """
+    patients = set()
+    for scan in scans:
+        parts = _below(scan.address, home).place.parts
+        subject = next((match[0] for part in parts if (match := re.match(r"sub-[A-Za-z0-9]+", part))), None)
+        if scan.patient or isinstance(scan.content, Stack):
+            continue
+        if subject is not None:
+            patients.add(subject)
+        elif len(parts) > 1 and date_in(parts[0]) is None and not parts[0].startswith("ses-"):
+            patients.add(parts[0])
+    return len(patients)
 
 
 def date_of(scan: Scan, home: Path) -> int | None:

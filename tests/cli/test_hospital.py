@@ -70,7 +70,7 @@ def test_sr_writes_the_others_where_a_patient_of_a_table_has_no_prediction(
         run(tmp_path / "cohort.csv", models, "--out", tmp_path / "out")
     assert end.value.code == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["patient-2"]
-    assert "error: nothing could be predicted for 1 patient\n  patient 1 of the table" in capsys.readouterr().err
+    assert "error: nothing could be predicted for 1 patient\n  patient 1: " in capsys.readouterr().err
 
 
 def test_sr_ends_with_2_and_a_sentence_where_no_scan_is_dicom(

@@ -73,11 +73,33 @@ def test_a_patient_without_a_prediction_does_not_stop_the_others_and_is_told(
         run("predict", table, models, "--out", tmp_path / "out")
     assert end.value.code == 1
     told = capsys.readouterr().err
-    assert "error: nothing could be predicted for 1 patient\n  patient 2 of the table: expected a scan" in told
+    assert "error: nothing could be predicted for 1 patient\n  patient 2: expected a scan" in told
     assert "p1" not in told
     whole = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [one["patient"] for one in whole["predictions"]] == ["p0", "p2"]
     assert [one["patient"] for one in whole["unpredicted"]] == ["p1"]
+
+
+def test_each_folder_of_a_folder_is_a_patient_if_asked(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, name in enumerate(("anna", "bert", "carl")):
+        write_scan(tmp_path / "all" / name / "t1_2020-01-01.nii", seed=seed)
+    (tmp_path / "all" / "dora").mkdir()
+    assert run("predict", tmp_path / "all", models) == 2
+    assert "got files in 3 folders that may be patients" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        run("predict", tmp_path / "all", models, "--each", "--out", tmp_path / "out")
+    shown = capsys.readouterr()
+    assert end.value.code == 1 and "3 patients predicted" in shown.out
+    assert "  patient 4: " in shown.err
+    whole = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [one["patient"] for one in whole["predictions"]] == ["anna", "bert", "carl"]
+    assert [one["patient"] for one in whole["unpredicted"]] == ["dora"]
+    alone = Predictor.from_bundle(BUNDLE, models=models).predict_folder(tmp_path / "all" / "bert")
+    assert whole["predictions"][1]["numbers"][0]["value"] == alone.numbers[0].value
+    assert run("predict", tmp_path / "all" / "anna", models, "--each") == 2
+    assert "expected a folder with one folder per patient" in capsys.readouterr().err
 
 
 def test_the_schema_of_the_answer_is_printed_without_a_source(capsys: pytest.CaptureFixture[str]) -> None:

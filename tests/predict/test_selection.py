@@ -79,12 +79,35 @@ def test_scans_that_do_not_say_whose_they_are_are_warned_of(model: Trained, tmp_
     write_scan(tmp_path / "one" / "t1_2020-01-01.nii", seed=2)
     write_scan(tmp_path / "one" / "t1_2020-02-01.nii", seed=3)
     assert find_patient(tmp_path / "one", model).warnings == ()
-    write_scan(tmp_path / "several" / "a" / "t1_2020-01-01.nii", seed=2)
-    write_scan(tmp_path / "several" / "b" / "t1_2020-02-01.nii", seed=3)
-    assert [w.check for w in find_patient(tmp_path / "several", model).warnings] == ["patient"]
     write_visit(tmp_path / "two" / "mr", date="20200110", seed=1)
     write_scan(tmp_path / "two" / "t1_2020-01-01.nii", seed=2)
     assert [w.check for w in find_patient(tmp_path / "two", model).warnings] == ["patient"]
+
+
+@pytest.mark.parametrize(
+    ("files", "patients"),
+    [
+        (["a/t1_2020-01-01.nii", "b/t1_2020-02-01.nii"], 2),
+        (["a/x.nii", "b/x.nii", "c/deep/x.nii"], 3),
+        (["sub-01_ses-1_T1w.nii", "sub-02_ses-1_T1w.nii"], 2),
+        (["data/sub-01/ses-1/T1w.nii", "data/sub-02/ses-1/T1w.nii"], 2),
+        (["2020-01-01/t1.nii", "2020-02-01/t1.nii"], 1),
+        (["baseline_20200101/t1.nii", "followup_20200601/t1.nii"], 1),
+        (["ses-1/t1.nii", "ses-2/t1.nii"], 1),
+        (["sub-01/ses-1/T1w.nii", "sub-01/ses-2/T1w.nii"], 1),
+        (["t1_2020-01-01.nii", "t1_2020-02-01.nii"], 1),
+    ],
+)
+def test_folders_that_may_be_patients_are_refused_and_visits_are_not(
+    model: Trained, tmp_path: Path, files: list[str], patients: int
+) -> None:
+    for seed, name in enumerate(files):
+        write_scan(tmp_path / "p" / name, seed=seed)
+    if patients == 1:
+        assert len(find_patient(tmp_path / "p", model).patient.scans) == len(files)
+        return
+    with pytest.raises(ValueError, match=f"got files in {patients} folders that may be patients.*--each"):
+        find_patient(tmp_path / "p", model)
 
 
 def test_copies_of_images_are_left_out_and_told(model: Trained, tmp_path: Path) -> None:

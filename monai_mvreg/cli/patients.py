@@ -69,7 +69,7 @@ def add_model_options(verb: argparse.ArgumentParser, *, sources: str | None = No
     verb.add_argument("source", type=Path, metavar="SOURCE", nargs=sources, help=told)
     add_trained_options(verb)
     verb.add_argument("--kept", type=Path, metavar="FOLDER", help="keeps what was seen of each scan for the next visit")
-    verb.add_argument("--covariate", action="append", default=[], metavar="NAME=NUMBER", help="of a folder's patient")
+    verb.add_argument("--covariate", action="append", default=[], metavar="NAME=VALUE", help="of the patient: age=63")
     verb.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     table = verb.add_argument_group("where SOURCE is a table, one row per scan")
     table.add_argument("--dataset_dir", type=Path, metavar="FOLDER", help="where its paths start (default: its folder)")
@@ -123,16 +123,12 @@ def home_of(options: argparse.Namespace) -> Path:
     return Path(options.source)
 
 
-def _covariates(options: argparse.Namespace) -> dict[str, float]:
+def _covariates(options: argparse.Namespace) -> dict[str, str]:
     found = {}
     for covariate in options.covariate:
-        name, equals, number = covariate.rpartition("=")
-        try:
-            found[name] = float(number)
-        except ValueError:
-            equals = ""
+        name, equals, found[name] = covariate.partition("=")
         if not equals:
-            raise ValueError(f"expected --covariate NAME=NUMBER, got {covariate!r}")
+            raise ValueError(f"expected --covariate NAME=VALUE, got {covariate!r}")
     return found
 
 

@@ -136,7 +136,7 @@ class Predictor:
         """Convert outputs of a network ``(R, K)`` to numbers ``(R, T)`` in target units, or the log risk."""
         return self.trained.task.read(outputs).value
 
-    def predict_folder(self, folder: str | Path, *, covariates: Mapping[str, float] | None = None) -> Prediction:
+    def predict_folder(self, folder: str | Path, *, covariates: Mapping[str, float | str] | None = None) -> Prediction:
         """Predict one patient from a folder.
 
         Args:

@@ -31,7 +31,7 @@ class FoundPatient:
 
 
 def find_patient(
-    folder: str | Path, trained: Trained, *, covariates: Mapping[str, float] | None = None
+    folder: str | Path, trained: Trained, *, covariates: Mapping[str, float | str] | None = None
 ) -> FoundPatient:
     """Find the scans of one patient in a folder, zip, DICOMDIR or file, and choose those that a model can take.
 
@@ -42,7 +42,8 @@ def find_patient(
     Args:
         folder: where the scans are.
         trained: the model.
-        covariates: values by the model's names of covariates; those not given are missing.
+        covariates: by their columns in the training's table, a number or one of the levels; those not given are
+            missing.
 
     Returns:
         The patient with the chosen scans in order of time, and what was left out.
@@ -56,9 +57,7 @@ def find_patient(
     if trained.views:
         views = ", ".join(trained.views)
         raise ValueError(f"expected a table with the view of each scan, one of {views}, got the folder {folder}")
-    if strange := sorted(set(covariates or {}) - set(trained.covariates)):
-        known = f"covariates of {list(trained.covariates)}" if trained.covariates else "no covariates for this model"
-        raise ValueError(f"expected {known}, got {strange}")
+    known = _encoded(covariates or {}, trained)
     found, refused = find_scans(folder)
     left_out = [UnusedScan(inside(item.path.as_posix(), folder), item.reason) for item in refused]
     if (people := len({scan.patient for scan in found if scan.patient})) > 1:
@@ -99,7 +98,7 @@ def find_patient(
         days=tuple(days[address] - days[order[0]] for address in order),
         views=(0,) * len(order),
         target=(),
-        covariates=tuple((covariates or {}).get(name, math.nan) for name in trained.covariates),
+        covariates=tuple(known.get(name, math.nan) for name in trained.covariates),
     )
     damaged = sum(item.scan is None and not item.reason.startswith(_NO_SCAN) for item in refused)
     warnings = [PredictionWarning("left_out", f"files or series that could not be read: {damaged}")] if damaged else []
@@ -108,6 +107,27 @@ def find_patient(
         sentence = f"{len(nobodys)} of {len(taken)} scans do not say whose they are: check that all are of one patient"
         warnings.append(PredictionWarning("patient", sentence))
     return FoundPatient(patient, taken, tuple(left_out), tuple(warnings))
+
+
+def _encoded(covariates: Mapping[str, float | str], trained: Trained) -> dict[str, float]:
+    """Turn covariates into the numbers that the network reads: for levels one for each but the first."""
+    columns = trained.settings.covariates
+    found: dict[str, float] = {}
+    for name, value in covariates.items():
+        levels = columns.get(name)
+        if isinstance(levels, list):
+            if str(value) not in map(str, levels):
+                raise ValueError(f"covariate {name}: expected one of {', '.join(map(str, levels))}, got {value!r}")
+            found |= {f"{name}={level}": float(str(level) == str(value)) for level in levels[1:]}
+            continue
+        if name not in trained.covariates:
+            known = f"covariates of {list(columns)}" if columns else "no covariates for this model"
+            raise ValueError(f"expected {known}, got {name!r}")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise ValueError(f"covariate {name}: expected a number, got {value!r}") from None
+    return found
 
 
 def _possible_patients(scans: Sequence[Scan], home: Path) -> int:

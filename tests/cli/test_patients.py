@@ -114,7 +114,7 @@ def test_predict_refuses_in_one_line(
 ) -> None:
     model = ["--bundle", BUNDLE, "--models", models]
     assert "give --bundle" in mistake(capsys, "predict", folder, "--bundle", tmp_path)
-    assert "expected --covariate NAME=NUMBER, got 'age'" in mistake(
+    assert "expected --covariate NAME=VALUE, got 'age'" in mistake(
         capsys, "predict", folder, *model, "--covariate", "age"
     )
     assert "expected no covariates for this model" in mistake(capsys, "predict", folder, *model, "--covariate", "age=3")

@@ -234,8 +234,22 @@ def test_a_missing_covariate_is_told_and_a_strange_one_refused(folder: Path, tmp
     found = predictor.predict_folder(folder, covariates={"age": 70.0})
     assert [w.message for w in found.warnings if w.check == "covariates"] == ["missing: sex=M"]
     assert value(found) != close(value(predictor.predict_folder(folder)))
-    with pytest.raises(ValueError, match=r"expected covariates of \['age', 'sex=M'\], got \['weight'\]"):
+    with pytest.raises(ValueError, match=r"expected covariates of \['age', 'sex'\], got 'weight'"):
         predictor.predict_folder(folder, covariates={"weight": 1.0})
+
+
+def test_a_covariate_is_given_by_its_level_or_as_the_network_reads_it(folder: Path, tmp_path: Path) -> None:
+    columns = {"columns#covariates": {"age": "number", "site": ["north", "south", "west"]}}
+    predictor = Predictor.from_bundle(BUNDLE, models=write_model(tmp_path / "model" / "models", **columns))
+    for level, numbers in (("north", (0.0, 0.0)), ("south", (1.0, 0.0)), ("west", (0.0, 1.0))):
+        by_numbers = dict(zip(("site=south", "site=west"), numbers, strict=True))
+        found = predictor.predict_folder(folder, covariates={"age": "70", "site": level})
+        assert found == predictor.predict_folder(folder, covariates={"age": 70.0, **by_numbers})
+        assert not [w for w in found.warnings if w.check == "covariates"]
+    with pytest.raises(ValueError, match="covariate site: expected one of north, south, west, got 'East'"):
+        predictor.predict_folder(folder, covariates={"site": "East"})
+    with pytest.raises(ValueError, match="covariate age: expected a number, got 'old'"):
+        predictor.predict_folder(folder, covariates={"age": "old"})
 
 
 def test_a_model_that_tells_views_apart_wants_a_table(folder: Path, tmp_path: Path) -> None:

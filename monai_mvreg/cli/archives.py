@@ -12,7 +12,6 @@ from typing import Any
 # Everything else is imported inside the verbs: --help must not wait for torch.
 
 _PACKAGES = {"highdicom", "pynetdicom", "dicomweb_client", "filelock", "prometheus_client", "requests"}
-_OWN = {"patient", "path", "day", "modality", "body_part", "size", "spacing", "frames"}
 
 
 def add_archive_verbs(verbs: Any) -> None:
@@ -71,7 +70,7 @@ def _listen(options: argparse.Namespace) -> None:
 def _pull(options: argparse.Namespace) -> None:
     from monai_mvreg.cache.atomic import atomic_write
     from monai_mvreg.cohort.inventory import take_inventory
-    from monai_mvreg.cohort.sources import join_outcomes
+    from monai_mvreg.cohort.sources import SCAN_COLUMNS, join_outcomes
     from monai_mvreg.cohort.table import TableRows
     from monai_mvreg.service.service_settings import WebArchive
 
@@ -84,7 +83,7 @@ def _pull(options: argparse.Namespace) -> None:
             raise ValueError(f"expected --{name} YYYYMMDD, got {date!r}")
     rows = TableRows(options.table)
     rows.need(options.patient)
-    if clash := sorted((set(rows.frame.columns) - {options.patient}) & _OWN):
+    if clash := sorted((set(rows.frame.columns) - {options.patient}) & set(SCAN_COLUMNS)):
         raise ValueError(f"{options.table.name}: expected no column of the cohort's own names, got {clash}")
     patients = [rows.text(row, options.patient) for row in range(len(rows.frame))]
     if len(set(patients)) < len(patients):

@@ -60,10 +60,13 @@ def add_cohort_verbs(verbs: Any) -> None:
 
 def _scan(options: argparse.Namespace) -> None:
     import json
+    from dataclasses import replace
+
+    import pandas as pd
 
     from monai_mvreg.cache.atomic import atomic_write
     from monai_mvreg.cohort.inventory import as_json, contact_sheet, take_inventory, visits
-    from monai_mvreg.cohort.sources import join_outcomes, pseudonym
+    from monai_mvreg.cohort.sources import SCAN_COLUMNS, join_outcomes, pseudonym
     from monai_mvreg.cohort.table import TableRows
 
     page = (options.out or Path("scans.csv")).with_suffix(".html") if options.thumbnails else None
@@ -78,13 +81,22 @@ def _scan(options: argparse.Namespace) -> None:
         if path is not None and not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"expected a folder for {path}, there is none: make it first")
     if options.outcomes:  # a mistake in it is better known before a long search
-        TableRows(options.outcomes).need(options.patient)
+        names = list(TableRows(options.outcomes).frame.columns)
+        if options.patient not in names:
+            raise ValueError(
+                f"{options.outcomes.name}: expected the column {options.patient!r} with the patients' keys, got "
+                f"{', '.join(names)}: name it with --patient COLUMN"
+            )
+        join_outcomes(pd.DataFrame(columns=SCAN_COLUMNS), options.outcomes, patient=options.patient)
     secret = options.hash_key.read_bytes().strip() if options.hash_key else b""
     if options.hash_key and not options.out:
         raise ValueError("expected --out with --hash-key: only the table holds the keys of patients")
     if options.hash_key and len(secret) < 16:
         raise ValueError(f"expected a secret of at least 16 characters in {options.hash_key}, got {len(secret)}")
     found = take_inventory(options.folder, everything=options.all, resample=options.resample)
+    if options.outcomes:  # it may lie among the scans
+        others = [item for item in found.left_out if not item.path.exists() or not item.path.samefile(options.outcomes)]
+        found = replace(found, left_out=tuple(others))
     rows, unmatched = found.rows, list[str]()
     if secret:  # in the order of the hashes: that of the keys would tell who comes first
         hashes = {key: pseudonym(key, secret) for key in rows["patient"]}

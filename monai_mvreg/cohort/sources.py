@@ -28,6 +28,10 @@ _COLUMNS = ["patient", "path", "day", "modality"]
 _DATE = re.compile(r"(?<!\d)(\d{4})(-?)(\d{2})\2(\d{2})(?!\d)")
 
 
+SCAN_COLUMNS = ("patient", "path", "day", "modality", "body_part", "size", "spacing", "frames")
+"""Columns of a table of scans that was made here."""
+
+
 def rows_from_bids(folder: Path) -> pd.DataFrame:
     """List the images of a BIDS data set.
 

@@ -22,6 +22,23 @@ from monai_mvreg.experiments.demo import draw_patient, write_dicom, write_nifti
 from monai_mvreg.scans.read import read_scan
 
 
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ("id,volume\na,1\n", "expected the column 'patient' with the patients' keys, got id, volume: name it with --p"),
+        ("patient,volume\na,1\na,2\n", "expected each patient once, row 2 has the same"),
+        ("patient,spacing\na,1\n", "expected no column of the cohort's own names, got ['spacing']"),
+    ],
+)
+def test_a_mistake_in_the_outcomes_is_told_before_the_search(
+    table: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outcomes.csv").write_text(table)
+    monkeypatch.setattr("monai_mvreg.cohort.inventory.take_inventory", lambda *_, **__: pytest.fail("searched"))
+    arguments = ["--out", tmp_path / "c.csv", "--outcomes", tmp_path / "outcomes.csv"]
+    assert sentence in mistake(capsys, "scan", tmp_path, *arguments)
+
+
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     rows = [(f"p{i // 2:02d}", f"{i}.nii", str(i), f"{i // 2}.50", "mm") for i in range(60)]
@@ -138,6 +155,7 @@ def test_scan_joins_outcomes_hashes_keys_and_lists_what_has_no_match(
     arguments = ["--outcomes", place / "outcomes.csv", "--patient", "id", "--hash-key", place / "secret"]
     assert main(["scan", str(folder), "--out", str(place / "c.csv"), *map(str, arguments)]) == 0
     shown = capsys.readouterr()
+    assert "left out: outcomes.csv" not in shown.out
     assert "outcomes.csv: no scan of the patients in rows 4" in shown.out
     rows = pd.read_csv(place / "c.csv")
     (empty,) = rows.index[rows["volume"].isna()]

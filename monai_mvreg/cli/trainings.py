@@ -80,6 +80,8 @@ def _crossval(options: argparse.Namespace) -> None:
     if options.predict is not None:
         new = predict_new(plan, options.out, options.predict.resolve())
         print(f"{options.out / 'new_predictions.csv'}: {len(new)} new patients, by the mean of all models")
+    if (report := options.out / "report.html").is_file():
+        print(f"Report: {report}")
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ from monai_mvreg.metrics.regression import (
 )
 from monai_mvreg.metrics.smooth import CalibrationCurve
 from monai_mvreg.report.page import (
+    FEW,
     INK,
     QUIET,
     Section,
@@ -133,8 +134,10 @@ def evaluation_sections(
         sections.append(_comparison(predictions, target, baselines))
     agreement = (
         f"Each circle is one of {len(measured)} patients: predicted value to the right, measured value upwards. On "
-        "the dashed line both are the same. Solid line: what was measured on average where a value was predicted."
+        "the dashed line both are the same."
     )
+    if len(measured) >= FEW:
+        agreement += " Solid line: what was measured on average where a value was predicted."
     residuals = (
         "Each circle is one patient: mean of predicted and measured value to the right, predicted minus measured value "
         "upwards. Solid line: mean difference (bias). Dashed lines: limits of agreement, which hold 95 of 100 patients "
@@ -216,15 +219,19 @@ def figure_training(history: pd.DataFrame) -> Figure:
 
 
 def figure_agreement(measured: Array, predicted: Array, *, unit: str) -> Figure:
-    """Measured against predicted values ``(P,)`` in ``unit`` (``1``: none), their smooth mean, and where both agree."""
+    """Measured against predicted values ``(P,)`` in ``unit`` (``1``: none), and where both agree.
+
+    From 20 patients on their smooth mean is drawn too: of fewer it follows single patients.
+    """
     figure = Figure(figsize=(5.0, 5.0), layout="constrained")
     axes, both = figure.subplots(), np.concatenate([measured, predicted])
     margin = 0.05 * float(np.ptp(both)) or 1.0
     ends = [both.min() - margin, both.max() + margin]
     axes.plot(ends, ends, "--", color=QUIET, linewidth=1)
     axes.plot(predicted, measured, "o", color=INK, markerfacecolor="none", markersize=5)
-    curve = CalibrationCurve(predicted)
-    axes.plot(curve.places, curve.heights(np.ones((1, len(measured))), measured)[0], color=INK)
+    if len(measured) >= FEW:
+        curve = CalibrationCurve(predicted)
+        axes.plot(curve.places, curve.heights(np.ones((1, len(measured))), measured)[0], color=INK)
     axes.set(xlim=ends, ylim=ends, aspect="equal")
     calm(axes, "predicted", "measured", unit)
     return figure

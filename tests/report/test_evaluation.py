@@ -194,7 +194,7 @@ def test_a_history_without_curves_is_refused():
 
 
 def test_agreement_shows_every_patient_and_the_line_of_identity():
-    measured, predicted = np.array([1.0, 2.0, 3.0]), np.array([1.5, 2.0, 2.0])
+    measured, predicted = np.tile([1.0, 2.0, 3.0], 7), np.tile([1.5, 2.0, 2.0], 7)
     (axes,) = evaluation.figure_agreement(measured, predicted, unit="mL").axes
     identity, points, smooth = axes.lines
     assert list(identity.get_xdata()) == list(identity.get_ydata())
@@ -202,6 +202,11 @@ def test_agreement_shows_every_patient_and_the_line_of_identity():
     assert list(smooth.get_xdata()) == [1.5, 2.0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted [mL]", "measured [mL]")
     assert axes.get_xlim() == axes.get_ylim()
+
+
+def test_agreement_of_few_patients_has_no_smooth_line():
+    (axes,) = evaluation.figure_agreement(np.arange(19.0), np.arange(19.0), unit="mL").axes
+    assert len(axes.lines) == 2
 
 
 def test_residuals_show_bias_and_limits_of_agreement():

@@ -1,7 +1,9 @@
 """Training and evaluation: the handlers that Ignite and MONAI lack."""
 
 import csv
+import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from monai_mvreg.networks.multiscan import TargetScaling
 from monai_mvreg.networks.task import Task, TimeToEvent
 from monai_mvreg.results.calibration import Baseline, Calibration
 from monai_mvreg.results.predictions_table import PredictionsTable, check_target_names
+
+_log = logging.getLogger(__name__)
 
 
 class GradientClipping:
@@ -51,6 +55,8 @@ class GradientClipping:
 class HistorySaver:
     """Write ``history.csv``: for every epoch the mean training loss and, where it was measured, the validation metric.
 
+    The same is logged in one line, with the best epoch so far and the time that is left.
+
     Args:
         path: the file; written anew after every epoch, so that it is whole after an interruption.
         evaluator: the validation evaluator.
@@ -63,9 +69,12 @@ class HistorySaver:
         self.rows: list[list[str]] = []
         self.losses: list[Tensor] = []
         self.validated = False
+        self.seconds: list[float] = []
+        self.began = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Register the handler with a trainer, behind the handler that runs the validation."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
         self.evaluator.add_event_handler(Events.COMPLETED, self._validation)
@@ -78,6 +87,9 @@ class HistorySaver:
         """Go on behind these rows."""
         self.rows, self.losses = list(state_dict["rows"]), [torch.tensor(loss) for loss in state_dict["losses"]]
 
+    def _start(self, engine: Engine) -> None:
+        self.began = time.perf_counter()
+
     def _iteration(self, engine: Engine) -> None:
         self.losses.append(engine.state.output[CommonKeys.LOSS].detach())  # to read it here would wait for the GPU
 
@@ -89,8 +101,24 @@ class HistorySaver:
         loss = float(torch.stack([loss.cpu() for loss in self.losses]).mean())
         self.rows.append([str(engine.state.epoch), f"{loss:.6g}", metric])
         self.losses, self.validated = [], False
+        self.seconds.append(time.perf_counter() - self.began)
         if self.write:
             _write_csv(self.path, ["epoch", "train_loss", self.metric], self.rows)
+            _log.info("%s", self._line(engine))
+
+    def _line(self, engine: Engine) -> str:
+        epoch, loss, metric = self.rows[-1]
+        state, epochs = self.evaluator.state, engine.state.max_epochs
+        words = [f"epoch {epoch} of {epochs}: loss {loss}"]
+        if metric:
+            at = getattr(state, "best_metric_epoch", -1)
+            best = " (the best)" if at == engine.state.epoch else f" (best {state.best_metric:.6g} in epoch {at})"
+            words.append(f"{self.metric} {metric}{best * (at > 0)}")
+        words.append(f"{self.seconds[-1]:.1f} s")
+        if left := (epochs or 0) - engine.state.epoch:
+            seconds = left * sum(self.seconds) / len(self.seconds)
+            words.append(f"at most {seconds:.0f} s left" if seconds < 120 else f"at most {seconds / 60:.0f} min left")
+        return ", ".join(words)
 
 
 class PredictionSaver:

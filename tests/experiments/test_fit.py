@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,20 @@ def test_every_patient_of_a_table_is_predicted_and_a_report_is_there(model: Fitt
     keys = pd.read_csv(table, dtype=str)["patient"].drop_duplicates().tolist()
     assert [prediction.patient for prediction in found] == keys
     assert model.report.is_file()
+
+
+def test_the_log_has_one_line_for_an_epoch(table: Path, tmp_path: Path) -> None:
+    fit(table, COLUMNS, out=tmp_path, settings={**QUICK, "epochs": 3})
+    log = (tmp_path / "train.log").read_text()
+    lines = re.findall(
+        r"epoch (\d) of 3: loss [\d.e-]+, mae [\d.]+ \((?:the best|best [\d.]+ in epoch \d)\), [\d.]+ s(.*)", log
+    )
+    assert [number for number, _ in lines] == ["1", "2", "3"]
+    assert [bool(re.fullmatch(r", at most \d+ s left", left)) for _, left in lines] == [True, True, False]
+    assert "Epoch[" not in log and "Engine run" not in log and "nvImageCodec" not in log
+    history = pd.read_csv(tmp_path / "eval" / "history.csv")
+    best = int(history["epoch"][history["mae"].idxmin()])
+    assert f"epoch {best} of 3" in next(line for line in log.splitlines()[::-1] if "(the best)" in line)
 
 
 def test_what_is_saved_predicts_the_same_and_knows_no_patient(model: FittedModel, table: Path, tmp_path: Path) -> None:

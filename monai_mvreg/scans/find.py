@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,15 +27,15 @@ from monai_mvreg.scans.dicom.headers import COLOUR, SEGMENTATION, ImageFile, NoI
 from monai_mvreg.scans.dicom.multiframe import read_slices
 from monai_mvreg.scans.dicom.slices import Slice
 from monai_mvreg.scans.dicom.volumes import Stack, find_stacks
-from monai_mvreg.scans.discovery import is_directory, list_files
+from monai_mvreg.scans.discovery import LINK_INSIDE, OUTSIDE_DICOMDIR, OUTSIDE_ZIP, is_directory, list_files
 from monai_mvreg.scans.formats.byte_ranges import ScanError
 from monai_mvreg.scans.formats.nifti import Nifti, is_nifti, nifti_header
 from monai_mvreg.scans.formats.raster import Raster, is_picture, is_volume, picture_header, volume_header
+from monai_mvreg.scans.unread import is_bare_dicom, is_no_slice, named_like_slices, why_no_scan
 
 logger = logging.getLogger(__name__)
 
-# Group 0002 or 0008 as a file begins that was written without a preamble.
-_BARE = {bytes([group, 0, element, 0]) for group, element in ((2, 0), (8, 0), (8, 5), (8, 8), (8, 0x16))}
+_EMPTY = "an empty file"
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,8 @@ class Sorted:
     """The files of a folder by what they hold.
 
     ``series`` are the slices by SeriesInstanceUID, ``single`` the scans of one file each, ``damaged`` DICOM files of an
-    unknown series, ``ruins`` files without content that may have been one, ``others`` what else gave no scan.
+    unknown series, ``ruins`` files that may have been one by their names, ``others`` what else gave no scan, and
+    ``unopened`` what was not even listed.
     """
 
     series: dict[str, list[Slice]]
@@ -100,6 +100,7 @@ class Sorted:
     damaged: list[LeftOut]
     ruins: list[LeftOut]
     others: list[LeftOut]
+    unopened: Sequence[LeftOut] = ()
 
 
 def find_scans(
@@ -158,7 +159,7 @@ def sort_files(files: Iterable[str], *, series: str = "") -> Sorted:
         except NoImageError as error:
             result.others.append(LeftOut(Path(name), str(error)))
         except ScanError as error:
-            kind = result.damaged if start[128:132] == b"DICM" else result.others if start else result.ruins
+            kind = result.damaged if start[128:132] == b"DICM" else result.ruins
             kind.append(LeftOut(Path(name), str(error)))
         except Exception as error:  # a header may hold what nobody thought of, and one file must not hide the others
             result.damaged.append(LeftOut(Path(name), f"damaged: cannot be read ({type(error).__name__})"))
@@ -175,23 +176,12 @@ def _sort_other(path: Path, start: bytes, size: int, result: Sorted) -> None:
         result.single.append(picture_header(path))
     elif is_volume(path.name):
         result.single.append(volume_header(path))
-    elif start[128:132] != b"DICM" and (start[132:136] == b"\x02\0\0\0" or start[:4] in _BARE):
+    elif start[128:132] != b"DICM" and is_bare_dicom(start, size):
         result.damaged.append(LeftOut(path, "a DICOM file without its mark or preamble"))
     elif not any(start[:256]):
-        result.ruins.append(LeftOut(path, "nothing but zeros where its header should be" if size else "an empty file"))
+        result.ruins.append(LeftOut(path, "nothing but zeros where its header should be" if size else _EMPTY))
     else:
-        result.others.append(LeftOut(path, _other(path, start)))
-
-
-def _other(path: Path, start: bytes) -> str:
-    """What a file is that holds no scan."""
-    if is_directory(start):
-        return "a DICOMDIR, which is followed only if it is named itself"
-    if start.startswith(b"PK\x03\x04"):
-        return "a zip, which is searched only if it is named itself"
-    if path.name.lower().endswith((".hdr", ".hdr.gz")):
-        return "the header of the .img file beside it"
-    return "no scan: another format"
+        (result.others if is_no_slice(start) else result.ruins).append(LeftOut(path, why_no_scan(path, start)))
 
 
 def scans_of(
@@ -203,6 +193,7 @@ def scans_of(
     """
     scans: list[Scan] = [_single(item) for item in found.single]
     left = [*left_out, *found.damaged, *found.ruins]
+    found.unopened = left_out
     homes = _homes(found.series)
     for uid, slices in found.series.items():
         tail = f"series ...{uid[-12:]}"
@@ -244,24 +235,30 @@ def scans_of(
 def damaged_of(found: Sorted, files: Sequence[Path]) -> list[LeftOut]:
     """Those files without a slice that may be the missing one of a scan.
 
-    Damaged files count in a folder of the scan, or below the one that all its files share, and ruins beside its files
-    with a name like theirs: IM005 beside IM004.
+    Damaged files and what could not be opened count in a folder of the scan, or below the one that all its files share;
+    ruins next to its files with a name like theirs: IM005 next to IM004. What a DICOMDIR or a zip names outside of
+    itself counts for all that they hold.
     """
-    if not files or not (found.damaged or found.ruins):
+    if not files or not (found.damaged or found.ruins or found.unopened):
         return []
     homes = {str(path.parent) for path in files}
     below = "" if len(homes) == 1 else os.path.join(os.path.commonpath(homes), "")  # noqa: PTH118
-    damaged = [
-        item
-        for item in found.damaged
-        if (home := str(item.path.parent)) in homes or (below and f"{home}{os.sep}".startswith(below))
-    ]
-    names = {(path.parent, _pattern(path)) for path in files} if found.ruins else set()
-    return damaged + [item for item in found.ruins if (item.path.parent, _pattern(item.path)) in names]
 
+    def near(path: Path) -> bool:
+        home = str(path.parent)
+        return home in homes or bool(below and f"{home}{os.sep}".startswith(below))
 
-def _pattern(path: Path) -> str:
-    return re.sub(r"[0-9a-f]+", "0", path.name.lower())
+    damaged = [item for item in found.damaged if near(item.path)]
+    damaged += [item for item in found.ruins if named_like_slices(item.path, files, suffix=item.reason != _EMPTY)]
+    for item in found.unopened:
+        if item.reason == OUTSIDE_ZIP:
+            hurt = named_like_slices(item.path, files, anywhere=True, suffix=False)
+        elif item.reason == OUTSIDE_DICOMDIR:
+            hurt = any(path.is_relative_to(item.path.parent) for path in files)
+        else:
+            hurt = item.reason != LINK_INSIDE and near(item.path)
+        damaged += [item] * hurt
+    return damaged
 
 
 def _homes(series: dict[str, list[Slice]]) -> dict[str, set[str]]:

@@ -86,7 +86,8 @@ class ScanReader(ImageReader):
             array = array[..., 0]
         colour = scan.colour and self.colour
         affine = _plane_affine(data) if array.ndim - colour == 2 else data.affine
-        affine = np.eye(4) if affine is None else affine
+        if affine is None:  # spacing is known without a place too
+            affine = np.diag([*(data.facts["spacing"] or (1.0, 1.0, 1.0)), 1.0])
         array = np.ascontiguousarray(array)
         return array, {
             MetaKeys.AFFINE: affine.copy(),

@@ -38,6 +38,7 @@ CODECS: dict[str, tuple[str, str]] = {
 COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "PALETTE COLOR"}
 _CLASS = "1.2.840.10008.5.1.4.1.1."
 SEGMENTATION, PARAMETRIC_MAP, RT_DOSE, NUCLEAR = (_CLASS + tail for tail in ("66.4", "30", "481.2", "20"))
+PET = {_CLASS + "128", _CLASS + "128.1", _CLASS + "130"}
 _WHOLE_SLIDE = _CLASS + "77.1.6"
 # CT, MR, PET and their enhanced and converted forms: slices of a volume, useless without a position.
 _SLICED = {_CLASS + tail for tail in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4", "128", "128.1", "130")}

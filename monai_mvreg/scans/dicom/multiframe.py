@@ -33,6 +33,7 @@ from monai_mvreg.scans.dicom.slices import (
     clock,
     component_of,
     contrast_of,
+    is_scaled,
     numbered,
     pixel_spacing,
     plain,
@@ -185,6 +186,7 @@ def _functional_groups(file: ImageFile, values: Values, order: str) -> list[Slic
                 thickness=thickness(measures),
                 slope=1.0 if slope is None else slope,
                 intercept=intercept or 0.0,
+                scaled=is_scaled(file, slope, intercept),
                 echo=echo[0] if echo else None,
                 component=component_of(
                     words(frame_type, tags.FRAME_TYPE), text(frame_type, tags.COMPLEX_IMAGE_COMPONENT)

@@ -73,6 +73,8 @@ def suv_factor(s: Slice, began: datetime.datetime | None) -> float:
     Source: the vendor-neutral calculation of QIBA, https://qibawiki.rsna.org/index.php/Standardized_Uptake_Value_(SUV);
     DICOM PS3.3 C.8.9.1.
     """
+    if not s.scaled:
+        raise _lack(s, "expected RescaleSlope, got none: the stored values are no activity")
     values = _read(s, _PET)
     units = text(values, tags.UNITS)
     if units == "GML":

@@ -12,7 +12,7 @@ import numpy as np
 from monai_mvreg.scans.dicom import tags
 from monai_mvreg.scans.dicom.acquisition_date import in_order, moment_of
 from monai_mvreg.scans.dicom.elements import Values, read_elements, read_head
-from monai_mvreg.scans.dicom.headers import ImageFile, binary, name_of, number, numbers, text
+from monai_mvreg.scans.dicom.headers import PET, ImageFile, binary, name_of, number, numbers, text
 from monai_mvreg.scans.formats.byte_ranges import ScanError
 
 # What may tell time points apart, the most telling first.
@@ -91,6 +91,7 @@ class Slice:
 
     ``axes`` are the directions of a row and of a column, 3 numbers each; ``position`` is the first pixel; both are
     empty if unknown, as is ``spacing`` (x, y). ``thickness`` stands for the distance of slices where there is only one.
+    ``scaled`` is whether the header states slope and intercept.
     ``order`` holds what :data:`ORDER` names, None where unknown.
     """
 
@@ -102,6 +103,7 @@ class Slice:
     thickness: float = 0.0
     slope: float = 1.0
     intercept: float = 0.0
+    scaled: bool = True
     echo: float | None = None
     echo_number: float | None = None
     component: str = ""
@@ -124,6 +126,7 @@ def plain(file: ImageFile, values: Values, order: str) -> list[Slice]:
         thickness=thickness(values),
         slope=1.0 if slope is None else slope,
         intercept=intercept or 0.0,
+        scaled=tags.MODALITY_LUT_SEQUENCE in values or is_scaled(file, slope, intercept),
         echo=number(values, tags.ECHO_TIME),
         echo_number=next(iter(numbers(values, tags.ECHO_NUMBERS, 0)), None),
         component=component_of(file.image_type, text(values, tags.COMPLEX_IMAGE_COMPONENT))
@@ -145,6 +148,11 @@ def plain(file: ImageFile, values: Values, order: str) -> list[Slice]:
     if single:
         return [first]
     return [replace(first, frame=at, order=(*first.order[:-1], numbered(instance, at))) for at in range(file.frames)]
+
+
+def is_scaled(file: ImageFile, slope: float | None, intercept: float | None) -> bool:
+    """Whether slope and intercept are stated; in PET the intercept is 0 by definition (PS3.3 C.8.9.1)."""
+    return slope is not None and (intercept is not None or file.kind in PET)
 
 
 _DETAILS = {

@@ -248,6 +248,7 @@ def _arranged(name: str, slices: Sequence[Slice], resample: bool) -> Stack:
                 f"expected {usual} image{'s' * (usual > 1)} at each position, got {count} at "
                 f"{_height(place[0], normal)}: {_listed(place)}"
             )
+    _refuse_mixed_scales(slices)
     labels: tuple[str, ...] = ()
     if usual > 1:
         places, labels = _in_time(places)
@@ -256,6 +257,13 @@ def _arranged(name: str, slices: Sequence[Slice], resample: bool) -> Stack:
     affine, tilt = _affine(line, normal)
     level = tuple((np.array([s.position for s in line]) @ normal).tolist())
     return Stack(name, tuple(zip(*places, strict=True)), affine, tilt, () if even else level, labels)
+
+
+def _refuse_mixed_scales(slices: Sequence[Slice]) -> None:
+    """Refuse a volume in which some images state a scale other than 1 and others state none."""
+    bare = [s for s in slices if not s.scaled]
+    if bare and any(s.scaled and (s.slope, s.intercept) != (1.0, 0.0) for s in slices):
+        raise ScanError(f"expected RescaleSlope and RescaleIntercept of every image, lacking in {_listed(bare)}")
 
 
 def _in_time(places: list[list[Slice]]) -> tuple[list[list[Slice]], tuple[str, ...]]:

@@ -19,6 +19,14 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from monai_mvreg.scans.formats.byte_ranges import ScanError, read_range, read_whole, refuse_bomb
+from monai_mvreg.scans.formats.text_headers import (
+    TEXT_BYTES,
+    in_millimetres,
+    intensity,
+    lies_in_patient,
+    meta_fields,
+    nrrd_fields,
+)
 
 Array = npt.NDArray[Any]
 
@@ -28,12 +36,14 @@ _COLOURS = {"RGB", "RGBA", "P", "LA"}
 # Bits and sample format (1 unsigned, 2 signed, 3 float) of the TIFFs whose values Pillow keeps.
 _TIFF_KINDS = {*((bits, 1) for bits in (1, 2, 4, 8, 16)), (16, 2), (32, 2), (32, 3)}
 _VOLUMES = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
-_TEXT_BYTES = 2**20  # of a header; what follows is voxels
 
 
 @dataclass(frozen=True)
 class Raster:
-    """What a picture or volume says of itself: ``shape`` in space (x first), ``frames``, ``spacing`` in mm if known."""
+    """What a picture or volume says of itself: ``shape`` in space (x first), ``frames``, ``spacing`` in mm if known.
+
+    ``affine`` is None if the file does not say how it lies in the patient.
+    """
 
     path: Path
     shape: tuple[int, ...]
@@ -123,7 +133,8 @@ def volume_header(path: Path) -> Raster:
     Raises:
         ScanError: if it is damaged, keeps its voxels in a file elsewhere, or claims more voxels than it has bytes.
     """
-    reader = _reader(path)
+    reader, fields = _reader(path), _fields(path)
+    intensity(fields)
     components, dimensions, size = reader.GetNumberOfComponents(), reader.GetDimension(), reader.GetSize()
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     colour = components == 3 and kind == "vector of 8-bit unsigned integer"
@@ -136,9 +147,12 @@ def volume_header(path: Path) -> Raster:
     axes = min(dimensions, 3)
     affine[:axes, :axes] = direction[:axes, :axes] * spacing[:axes]
     affine[:axes, 3] = origin[:axes]
+    affine = in_millimetres(fields, affine, colour=colour)
+    placed = lies_in_patient(fields, affine[:axes, :axes], nrrd=_is_nrrd(path))
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK counts to the left and to the back
     frames = size[3] if dimensions > 3 else 1
-    return Raster(path, tuple(size[:space]), frames, colour, tuple(map(float, spacing[:space])), affine)
+    lengths = tuple(map(float, np.linalg.norm(affine[:3, :space], axis=0)))
+    return Raster(path, tuple(size[:space]), frames, colour, lengths, affine if placed else None)
 
 
 def read_volume(path: Path) -> Array:
@@ -149,9 +163,13 @@ def read_volume(path: Path) -> Array:
     """
     header = volume_header(path)
     try:
-        values: Array = sitk.GetArrayFromImage(_reader(path).Execute()).astype(np.float32)
+        values: Array = sitk.GetArrayFromImage(_reader(path).Execute())
     except RuntimeError:
         raise ScanError("truncated or damaged") from None
+    slope, offset = intensity(_fields(path))
+    if (slope, offset) != (1.0, 0.0):
+        values = values * np.float64(slope) + np.float64(offset)
+    values = values.astype(np.float32)
     return values.reshape(header.frames, *header.shape[::-1], *((3,) if header.colour else ()))
 
 
@@ -164,11 +182,15 @@ def voxel_file(path: Path) -> Path:
     return _voxels(path, _fields(path))
 
 
+def _is_nrrd(path: Path) -> bool:
+    return _VOLUMES[path.suffix.lower()] == "NrrdImageIO"
+
+
 def _fields(path: Path) -> dict[str, str]:
-    start, _ = read_range(path, 0, _TEXT_BYTES)
+    start, _ = read_range(path, 0, TEXT_BYTES)
     if not path.is_file():
         raise ScanError("a volume of this format inside a zip is not read: unzip it first")
-    return _nrrd_fields(start) if _VOLUMES[path.suffix.lower()] == "NrrdImageIO" else _meta_fields(start)
+    return nrrd_fields(start) if _is_nrrd(path) else meta_fields(start)
 
 
 def _voxels(path: Path, fields: dict[str, str]) -> Path:
@@ -201,46 +223,6 @@ def _reader(path: Path) -> Any:
     elif have < needed:
         raise ScanError(f"truncated: expected {needed} bytes of voxels, got {have}")
     return reader
-
-
-def _meta_fields(start: bytes) -> dict[str, str]:
-    """The lines ``Key = value`` of a MetaImage, of which ElementDataFile is the last.
-
-    ITK reads them more loosely than this, so whatever it could take for another name of the data file is refused.
-    """
-    fields: dict[str, str] = {}
-    for line in start.split(b"\n"):
-        found = re.fullmatch(rb"(\w+) *= *(.*?)\s*", line, re.S)
-        if found is None:
-            break
-        key, value = found[1].decode().lower(), found[2].decode("utf-8", "replace")
-        if key == "elementdatafile":
-            packed = fields.get("compresseddata", "False").lower() == "true"
-            return {"datafile": value, "encoding": "gzip" if packed else "raw"}
-        fields[key] = value
-    raise ScanError("expected the lines 'Key = value' of a MetaImage up to its ElementDataFile")
-
-
-def _nrrd_fields(start: bytes) -> dict[str, str]:
-    """The lines ``field: value`` of an NRRD header, up to its empty line."""
-    fields: dict[str, str] = {}
-    lines = start.split(b"\n")
-    if len(start) == _TEXT_BYTES:
-        lines.pop()  # it may go on
-    for line in lines[1:]:
-        line = line.rstrip(b"\r")
-        if not line:
-            return fields
-        if line.startswith(b"#") or b":=" in line:
-            continue
-        field, colon, value = line.decode("utf-8", "replace").partition(":")
-        key = "".join(field.split()).lower()
-        if not colon or field != field.strip() or key in fields:
-            raise ScanError("expected the lines 'field: value' of an NRRD header, each field once")
-        fields[key] = value.strip()
-    if len(start) == _TEXT_BYTES:
-        raise ScanError(f"expected an NRRD header of at most {_TEXT_BYTES} bytes")
-    return fields
 
 
 def _item_bytes(reader: Any) -> int:

@@ -199,3 +199,10 @@ def test_two_choices_that_exclude_each_other_and_a_file_without_a_header_are_ref
     nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.int16), np.eye(4)), tmp_path / "a.nii")
     for choices in (SUV, SHOWN, PRECISE):
         assert "expected a DICOM scan" in refusal(tmp_path / "a.nii", choices=choices)
+
+
+def test_counts_without_a_scale_are_no_activity(tmp_path: Path) -> None:
+    path = save(pet(RescaleSlope=None, RescaleIntercept=None), tmp_path / "a")
+    assert read_scan(path).facts["unit"] == ""
+    assert "expected RescaleSlope, got none" in refusal(path, choices=SUV)
+    assert read_scan(save(pet(RescaleIntercept=None), tmp_path / "b")).facts["unit"] == "BQML"

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from make_dicom import refusal
+from make_volumes import write_meta, write_nrrd
 from PIL import Image
 
+from monai_mvreg.scans.find import find_scans
 from monai_mvreg.scans.read import read_scan
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -185,3 +187,27 @@ def test_no_header_reaches_a_file_of_another_folder(name: str, header: str, tmp_
     )
     said = refusal(tmp_path / "in" / name)
     assert "expected" in said and "Error" not in said
+
+
+@pytest.mark.parametrize(
+    ("slope", "offset", "values"), [("2", "-10", (-10, 36)), (None, "0.5", (0.5, 23.5)), ("-1", None, (-23, 0))]
+)
+def test_the_intensity_function_of_a_metaimage_is_applied(
+    slope: str | None, offset: str | None, values: tuple[float, float], tmp_path: Path
+) -> None:
+    fields = f"ElementToIntensityFunctionSlope = {slope}\n" if slope else ""
+    fields += f"ElementToIntensityFunctionOffset = {offset}\n" if offset else ""
+    array = read_scan(write_meta(tmp_path / "a.mha", fields)).array
+    assert (array.min(), array.max()) == values
+
+
+@pytest.mark.parametrize("slope", ["0", "nan", "two"])
+def test_an_intensity_function_that_is_none_is_refused(slope: str, tmp_path: Path) -> None:
+    path = write_meta(tmp_path / "a.mha", f"ElementToIntensityFunctionSlope = {slope}\n")
+    assert f"elementtointensityfunctionslope, other than 0 for a slope, got '{slope}'" in refusal(path)
+    assert not find_scans(path)[0]
+
+
+def test_values_of_an_nrrd_that_were_quantised_are_refused(tmp_path: Path) -> None:
+    path = write_nrrd(tmp_path / "a.nrrd", "encoding: raw\nold min: -3\nold max: 5.5\n")
+    assert "got values quantised from oldmin '-3'" in refusal(path)

@@ -23,10 +23,10 @@ from monai_mvreg.scans.dicom import tags
 from monai_mvreg.scans.dicom.acquisition_date import SOURCES, Moment, acquired, in_order
 from monai_mvreg.scans.dicom.duplicates import without_copies
 from monai_mvreg.scans.dicom.elements import read_head
-from monai_mvreg.scans.dicom.headers import COLOUR, SEGMENTATION, ImageFile, NoImageError, text
+from monai_mvreg.scans.dicom.headers import COLOUR, SEGMENTATIONS, ImageFile, NoImageError, text
 from monai_mvreg.scans.dicom.multiframe import read_slices
 from monai_mvreg.scans.dicom.slices import Slice
-from monai_mvreg.scans.dicom.volumes import Stack, find_stacks
+from monai_mvreg.scans.dicom.volumes import Stack, even_count, find_stacks
 from monai_mvreg.scans.discovery import LINK_INSIDE, OUTSIDE_DICOMDIR, OUTSIDE_ZIP, is_directory, list_files
 from monai_mvreg.scans.formats.byte_ranges import ScanError
 from monai_mvreg.scans.formats.nifti import Nifti, is_nifti, nifti_header
@@ -295,7 +295,10 @@ def _scan(uid: str, stack: Stack, stacks: Sequence[Stack | ScanError], homes: di
         inside = [s for s in stacks if isinstance(s, ScanError) or s.slices[0][0].file.path == files[0].path]
         name = name if len(inside) > 1 and first.file.frames > 1 else ""
     spatial = len(stack.slices[0]) > 1
-    step = () if stack.affine is None else (float(np.linalg.norm(stack.affine[:3, 2])),)
+    depth = even_count(stack.heights) if stack.heights else len(stack.slices[0])  # as it is read: at even distances
+    step: tuple[float, ...] = ()
+    if stack.affine is not None:
+        step = (float(np.linalg.norm(stack.affine[:3, 2])) * (len(stack.slices[0]) - 1) / max(depth - 1, 1),)
     date, source = min((acquired(file.values) for file in files), key=_earliest)
     # In a folder of its own a volume is the only one of its series, and its address needs no name.
     beside = any(isinstance(s, ScanError) or (s is not stack and _lies_in(s, place)) for s in stacks) if name else False
@@ -308,7 +311,7 @@ def _scan(uid: str, stack: Stack, stacks: Sequence[Stack | ScanError], homes: di
         body_part=text(first.file.values, tags.BODY_PART_EXAMINED),
         date=date,
         date_from=source,
-        shape=(*first.file.shape, len(stack.slices[0])) if spatial else first.file.shape,
+        shape=(*first.file.shape, depth) if spatial else first.file.shape,
         frames=len(stack.slices),
         colour=first.file.pixels.photometric in COLOUR,
         spacing=(*first.spacing, *step) if spatial else first.spacing,
@@ -376,6 +379,6 @@ def _no_scan(file: ImageFile) -> str:
         return f"a localizer ({shown})"
     if kinds & _DERIVED and file.image_type[:2] != ("ORIGINAL", "PRIMARY"):  # an oblique slice of old MR is an MPR too
         return f"derived from other images ({shown})"
-    if file.kind == SEGMENTATION:
+    if file.kind.startswith(SEGMENTATIONS) or file.modality == "SEG":
         return "a segmentation"
     return "a secondary capture" if file.kind.startswith("1.2.840.10008.5.1.4.1.1.7") else ""

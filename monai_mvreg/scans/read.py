@@ -18,7 +18,7 @@ from monai_mvreg.scans.dicom.headers import PET, RT_DOSE, text
 from monai_mvreg.scans.dicom.pixels import read_values
 from monai_mvreg.scans.dicom.quantities import brightness, philips_precise, suv
 from monai_mvreg.scans.dicom.slices import Slice
-from monai_mvreg.scans.dicom.volumes import Stack
+from monai_mvreg.scans.dicom.volumes import Stack, even_count
 from monai_mvreg.scans.discovery import list_files
 from monai_mvreg.scans.find import LeftOut, Scan, damaged_of, scans_of, sort_files
 from monai_mvreg.scans.formats.byte_ranges import ScanError, read_range
@@ -271,9 +271,7 @@ def _unit(s: Slice, choices: Choices) -> str:
 
 def _evened(values: Array, heights: Array, affine: Array) -> tuple[Array, Array]:
     """Interpolate slices ``(t, z, y, x)`` at uneven heights to even ones, from the first to the last."""
-    count = round(float((heights[-1] - heights[0]) / np.diff(heights).min())) + 1
-    if count > 10 * len(heights):
-        raise ScanError(f"expected slices that some more can even out, got {len(heights)} that would need {count}")
+    count = even_count(heights)
     wanted = np.linspace(heights[0], heights[-1], count)
     below = np.clip(np.searchsorted(heights, wanted, side="right") - 1, 0, len(heights) - 2)
     share = ((wanted - heights[below]) / (heights[below + 1] - heights[below])).astype(np.float32)

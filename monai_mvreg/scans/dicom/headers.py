@@ -37,7 +37,8 @@ CODECS: dict[str, tuple[str, str]] = {
 }
 COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "PALETTE COLOR"}
 _CLASS = "1.2.840.10008.5.1.4.1.1."
-SEGMENTATION, PARAMETRIC_MAP, RT_DOSE, NUCLEAR = (_CLASS + tail for tail in ("66.4", "30", "481.2", "20"))
+PARAMETRIC_MAP, RT_DOSE, NUCLEAR = (_CLASS + tail for tail in ("30", "481.2", "20"))
+SEGMENTATIONS = _CLASS + "66."  # binary and fractional, label maps, height maps
 PET = {_CLASS + "128", _CLASS + "128.1", _CLASS + "130"}
 _WHOLE_SLIDE = _CLASS + "77.1.6"
 # CT, MR, PET and their enhanced and converted forms: slices of a volume, useless without a position.
@@ -149,14 +150,16 @@ def _text(value: bytes) -> str:
 def _identity(values: Values) -> str:
     """PatientID in the character set of the file (PS3.3 C.12.1.1.2), so that it equals what a table says."""
     value = values.get(tags.PATIENT_ID, b"")
-    if value.isascii():
+    if value.isascii() and b"\x1b" not in value:  # ISO 2022 writes other characters in 7 bits too, after an escape
         return _text(value)
     from pydicom.charset import convert_encodings, decode_bytes
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         encodings = convert_encodings(list(words(values, tags.SPECIFIC_CHARACTER_SET)) or None)
-        return str(decode_bytes(value, encodings, set("\\^="))).strip("\0 ")
+        # In a text that is no name, only control characters end what an escape begins (PS3.5 6.1.2.5.3).
+        written = str(decode_bytes(value, encodings, set("\r\n\t\f")))
+    return "".join(filter(str.isprintable, written)).strip()
 
 
 def numbers(values: Values, tag: int, count: int) -> tuple[float, ...]:

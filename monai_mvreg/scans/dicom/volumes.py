@@ -313,12 +313,18 @@ def _regular(line: list[Slice], normal: Array, resample: bool) -> bool:
     usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])
     unusual = np.abs(gaps - usual)
     at = int((unusual > 0.5 * unusual.max()).argmax())
-    times = gaps / usual
+    narrow = gaps[gaps < 1.5 * gaps.min()]  # where more than half of the slices are lost, most gaps are wide
+    times = gaps / (float(np.median(narrow)) if len(narrow) >= 0.25 * len(gaps) else usual)
     whole = (np.abs(times - times.round()) < 0.1) & (times > 1.5)
     missing = int((times.round() - 1)[whole].sum())
-    # A few gaps of whole steps are slices that got lost; many are a scanner's plan, two blocks of two distances.
-    lost = bool(missing) and whole.sum() <= max(1, 0.1 * len(gaps)) and bool((whole | (np.abs(times - 1) < 0.1)).all())
+    # A scanner's plan has two distances in two or three blocks, the wider one in more than a few gaps. Other gaps of
+    # whole steps are slices that got lost.
+    borders = np.flatnonzero(np.diff(times.round())) + 1
+    blocks = np.diff([0, *borders, len(gaps)])
+    planned = len(blocks) <= 3 and blocks.min() > 1 and whole.sum() > max(1, 0.1 * len(gaps))
+    lost = bool(missing) and not planned and bool((whole | (np.abs(times - 1) < 0.1)).all())
     if resample and not lost:
+        even_count(origins @ normal)
         straight = np.linalg.norm(np.cross(origins - origins[0], _unit(origins[-1] - origins[0])), axis=1).max()
         if straight <= max(0.02 * usual, 0.06):
             return False
@@ -327,6 +333,19 @@ def _regular(line: list[Slice], normal: Array, resample: bool) -> bool:
         f"expected slices every {usual:.3f} mm, got {gaps[at]:.3f} mm between {where}"
         + (f": {missing} missing" if lost else " (resample interpolates)")
     )
+
+
+def even_count(heights: Sequence[float] | Array) -> int:
+    """How many slices at even distances replace those at uneven heights: the smallest distance is kept.
+
+    Raises:
+        ScanError: if they are more than ten times as many.
+    """
+    gaps = np.diff(heights)
+    count = round(float(gaps.sum() / gaps.min())) + 1
+    if count > 10 * len(heights):
+        raise ScanError(f"expected slices that some more can even out, got {len(heights)} that would need {count}")
+    return count
 
 
 def _affine(line: Sequence[Slice], normal: Array) -> tuple[Array, float]:

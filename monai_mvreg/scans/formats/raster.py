@@ -35,6 +35,7 @@ _GREY = {"1", "L", "I", "F", "I;16", "I;16B", "I;16L"}
 _COLOURS = {"RGB", "RGBA", "P", "LA"}
 # Bits and sample format (1 unsigned, 2 signed, 3 float) of the TIFFs whose values Pillow keeps.
 _TIFF_KINDS = {*((bits, 1) for bits in (1, 2, 4, 8, 16)), (16, 2), (32, 2), (32, 3)}
+_SUBFILE_TYPE, _OLD_SUBFILE_TYPE = 254, 255  # bits of the first: 1 a smaller copy, 2 one of many pages, 4 a mask
 _VOLUMES = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 
 
@@ -94,6 +95,20 @@ def _check_page(image: ImageFile, size: int) -> None:
             raise ScanError(f"expected a TIFF of {bits} bits in which the smallest value is black")
 
 
+def _pages(image: ImageFile) -> list[int]:
+    """The pages of a picture that are images of their own: not the preview that a camera or a scanner adds."""
+    if not isinstance(image, TiffImageFile):
+        # What stands behind the picture of a JPEG (MPF) is a preview or another view; the frames of a PNG move.
+        return [0] if image.format in ("JPEG", "MPO") else list(range(getattr(image, "n_frames", 1)))
+    pages = []
+    for page in range(image.n_frames):
+        image.seek(page)
+        if not image.tag_v2.get(_SUBFILE_TYPE, 0) & 5 and image.tag_v2.get(_OLD_SUBFILE_TYPE, 1) != 2:
+            pages.append(page)
+    image.seek(0)
+    return pages if pages and pages[0] == 0 else [0, *pages]
+
+
 def picture_header(path: Path) -> Raster:
     """Read the size of a picture; a TIFF may have several pages, which are its frames.
 
@@ -103,7 +118,7 @@ def picture_header(path: Path) -> Raster:
     with _picture(path) as image:
         turned = image.getexif().get(0x0112, 1) >= 5  # stored lying on its side
         shape = image.size[::-1] if turned else image.size
-        return Raster(path, shape, getattr(image, "n_frames", 1), image.mode in _COLOURS, (), None)
+        return Raster(path, shape, len(_pages(image)), image.mode in _COLOURS, (), None)
 
 
 def read_picture(path: Path, frame: int) -> Array:
@@ -113,11 +128,11 @@ def read_picture(path: Path, frame: int) -> Array:
         ScanError: if it is damaged, or partly transparent.
     """
     with _picture(path) as image:
-        size, colour = image.size, image.mode in _COLOURS
-        image.seek(frame)
+        size, colour, page = image.size, image.mode in _COLOURS, _pages(image)[frame]
+        image.seek(page)
         _check_page(image, read_range(path, 0, 0)[1])
         if (image.size, image.mode in _COLOURS) != (size, colour):
-            raise ScanError(f"expected pages of one size and kind, got another on page {frame + 1}")
+            raise ScanError(f"expected pages of one size and kind, got another on page {page + 1}")
         upright = ImageOps.exif_transpose(image)
         if upright.mode in _GREY:
             return np.asarray(upright).astype(np.float32)
@@ -197,6 +212,8 @@ def _voxels(path: Path, fields: dict[str, str]) -> Path:
     name = fields.get("datafile", "LOCAL")
     if name.upper() == "LOCAL":
         return path
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
     plain = bool(name) and Path(name).name == name
     voxels = path.with_name(name) if plain else path
     if not plain or not os.path.isfile(voxels) or voxels.is_symlink():  # noqa: PTH113, of any length

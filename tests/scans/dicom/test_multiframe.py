@@ -260,3 +260,12 @@ def test_the_unit_of_an_enhanced_image_is_that_of_its_frames(tmp_path: Path) -> 
 def test_a_mosaic_of_several_frames_is_none(image_type: list[str], tmp_path: Path) -> None:
     image = new_image(ImageType=image_type, NumberOfFrames=2, PixelData=bytes(48))
     assert find_scans(save(image, tmp_path / "a")) is not None
+
+
+@pytest.mark.parametrize("kind", ["66.4", "66.7", "66.8", "7.2"])
+def test_segmentations_of_every_class_are_left_out(kind: str, tmp_path: Path) -> None:
+    image = enhanced([{"PlanePositionSequence": at(z)} for z in (0, 1, 2)], Modality="SEG")
+    image.SOPClassUID = f"1.2.840.10008.5.1.4.1.1.{kind}"
+    save(image, tmp_path / "a")
+    scans, (left_out,) = find_scans(tmp_path)
+    assert not scans and left_out.reason == "a segmentation" and left_out.scan is not None

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from make_dicom import refusal
-from make_volumes import write_meta, write_nrrd
+from make_volumes import META, SHORTS, write_meta, write_nrrd
 from PIL import Image
+from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from monai_mvreg.scans.find import find_scans
 from monai_mvreg.scans.read import read_scan
@@ -211,3 +212,33 @@ def test_an_intensity_function_that_is_none_is_refused(slope: str, tmp_path: Pat
 def test_values_of_an_nrrd_that_were_quantised_are_refused(tmp_path: Path) -> None:
     path = write_nrrd(tmp_path / "a.nrrd", "encoding: raw\nold min: -3\nold max: 5.5\n")
     assert "got values quantised from oldmin '-3'" in refusal(path)
+
+
+def test_a_preview_behind_a_picture_is_no_time_point(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.full((40, 60, 3), 200, np.uint8))
+    preview = Image.fromarray(np.full((10, 15, 3), 10, np.uint8))
+    picture.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[preview, picture])
+    (scan,), _ = find_scans(tmp_path)
+    assert (scan.shape, scan.frames) == ((60, 40), 1)
+    assert read_scan(scan).array.min() > 190
+
+
+@pytest.mark.parametrize("tags", [{254: 1}, {254: 4}, {255: 2}])
+def test_a_smaller_copy_or_a_mask_in_a_tiff_is_no_time_point(tags: dict[int, int], tmp_path: Path) -> None:
+    with AppendingTiffWriter(str(tmp_path / "a.tif"), new=True) as file:
+        for number, extra in enumerate(({}, tags, {254: 2})):
+            size = (2, 2) if extra == tags else (3, 4)
+            Image.fromarray(np.full(size, number, np.uint8)).save(file, "TIFF", tiffinfo=extra)
+            file.newFrame()
+    (scan,), _ = find_scans(tmp_path)
+    assert (scan.shape, scan.frames) == ((4, 3), 2)
+    assert read_scan(scan).array[0, 0].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("name", ["./a.raw", "././a.raw", ".//a.raw", "a.raw"])
+def test_voxels_in_the_same_folder_may_be_named_from_there(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.raw").write_bytes(SHORTS)
+    write_nrrd(tmp_path / "a.nhdr", f"encoding: raw\ndata file: {name}\n", b"")
+    assert read_scan(tmp_path / "a.nhdr").array.max() == 23
+    (tmp_path / "a.mhd").write_text(f"{META}ElementType = MET_SHORT\nElementDataFile = {name}\n")
+    assert read_scan(tmp_path / "a.mhd").array.max() == 23

@@ -72,6 +72,13 @@ class Scan:
     content: Stack | Nifti | Raster = field(repr=False, compare=False)
 
     @property
+    def frames_are(self) -> str:
+        """What the frames are: ``time points`` where a clock or an order of acquisition says so, else ``images``."""
+        if isinstance(self.content, Stack):
+            return "time points" if self.content.timed else "images at each position"
+        return "pages" if isinstance(self.content, Raster) and not self.spacing else "time points"
+
+    @property
     def key(self) -> str:
         """``series`` and ``volume`` in one text, as in an address."""
         return scan_key(self.series, self.volume)

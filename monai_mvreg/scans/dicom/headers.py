@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 import warnings
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ _KEPT = (
 )
 
 
+_CINE = {tags.FRAME_TIME, tags.FRAME_TIME_VECTOR, tags.TIME_SLICE_VECTOR}  # times of frames that follow each other
 _MOST_FRAMES = 200_000  # several times what any scanner writes: each frame costs memory, however small it is
 
 
@@ -96,7 +98,8 @@ class ImageFile:
 
     ``space`` is the FrameOfReferenceUID, ``image`` the SOPInstanceUID, ``kind`` the SOP class, ``values`` what else was
     read, by tag; ``start`` is where the value of the pixel data begins, -1 if that is not known yet. ``refusal`` says
-    why it cannot be read. A mosaic has ``tiles`` slices beside and below each other in its one picture.
+    why it cannot be read. A mosaic has ``tiles`` slices beside and below each other in its one picture; the
+    frames of ``cine`` follow each other in time.
     """
 
     path: str
@@ -117,6 +120,7 @@ class ImageFile:
     patient: str = field(repr=False)
     values: Values = field(repr=False)
     tiles: tuple[int, int] = (1, 1)
+    cine: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -158,7 +162,8 @@ def _identity(values: Values) -> str:
         warnings.simplefilter("ignore")
         encodings = convert_encodings(list(words(values, tags.SPECIFIC_CHARACTER_SET)) or None)
         # In a text that is no name, only control characters end what an escape begins (PS3.5 6.1.2.5.3).
-        written = str(decode_bytes(value, encodings, set("\r\n\t\f")))
+        written = str(decode_bytes(value, encodings, set(b"\r\n\t\f")))
+    written = re.sub(r"\x1b[$()\-.,]*[0-~]", "", written)  # Python's codec of GB 2312 leaves the escape
     return "".join(filter(str.isprintable, written)).strip()
 
 
@@ -286,6 +291,7 @@ def image_file(path: str, elements: Elements, form: PixelFormat, start: int, len
         refusal=_refusal(text(values, tags.SOP_CLASS_UID), form, frames, elements.size, start, length),
         patient=_identity(values),
         values={tag: values[tag] for tag in _KEPT if tag in values},
+        cine=frames > 1 and not values.keys().isdisjoint(_CINE),
     )
 
 

@@ -29,11 +29,14 @@ from monai_mvreg.scans.dicom.headers import (
     words,
 )
 from monai_mvreg.scans.dicom.slices import (
+    MADE,
+    ORDER,
     Slice,
     clock,
     component_of,
     contrast_of,
     is_scaled,
+    making,
     numbered,
     pixel_spacing,
     plain,
@@ -51,6 +54,11 @@ _FRAME_TYPES = (
     tags.PARAMETRIC_MAP_FRAME_TYPE_SEQUENCE,
 )
 _NOTHING: Values = {}
+_MADE_IN = {
+    tags.CONVOLUTION_KERNEL: tags.CT_RECONSTRUCTION_SEQUENCE,
+    tags.KVP: tags.CT_X_RAY_DETAILS_SEQUENCE,
+    tags.RECEIVE_COIL_NAME: tags.MR_RECEIVE_COIL_SEQUENCE,
+}
 
 # Images of which group 0028 is the last that matters, unless they are mosaics or have several frames.
 _ORDINARY = {
@@ -175,6 +183,7 @@ def _functional_groups(file: ImageFile, values: Values, order: str) -> list[Slic
         trigger = binary(
             group(tags.CARDIAC_SYNCHRONIZATION_SEQUENCE), tags.NOMINAL_CARDIAC_TRIGGER_DELAY_TIME, "d", order
         )
+        place = binary(content, tags.IN_STACK_POSITION_NUMBER, "I", order)
         b_value = binary(group(tags.MR_DIFFUSION_SEQUENCE), tags.DIFFUSION_B_VALUE, "d", order)
         slices.append(
             Slice(
@@ -193,6 +202,8 @@ def _functional_groups(file: ImageFile, values: Values, order: str) -> list[Slic
                 ),
                 contrast=contrast_of(words(frame_type, tags.FRAME_TYPE) or file.image_type),
                 stack=f"segment {segment[0]}" if segment else text(content, tags.STACK_ID),
+                made=making(tuple((group(_MADE_IN[tag]) if tag in _MADE_IN else _NOTHING).get(tag) for tag in MADE)),
+                location=float(place[0]) if place else None,
                 order=(
                     float(time[0]) if time else None,
                     trigger[0] if trigger else None,
@@ -208,7 +219,21 @@ def _functional_groups(file: ImageFile, values: Values, order: str) -> list[Slic
                 ),
             )
         )
+    _refuse_planes_without_place(slices, {**shared, **frames[0]}, values)
     return slices
+
+
+def _refuse_planes_without_place(slices: list[Slice], groups: Values, values: Values) -> None:
+    """Refuse several frames that lie nowhere, unless a clock says that they are time points."""
+    if len(slices) < 2 or any(s.position for s in slices):
+        return
+    clocks = [ORDER.index(name) for name in ("temporal position", "trigger time", "acquisition time")]
+    timed = any(None not in (kinds := {s.order[at] for s in slices}) and len(kinds) == len(slices) for at in clocks)
+    cine = any(tag in values for tag in (tags.FRAME_TIME, tags.FRAME_TIME_VECTOR))
+    if tags.PLANE_POSITION_VOLUME_SEQUENCE in groups:
+        raise ScanError(f"expected positions in the patient, got {len(slices)} planes in coordinates of a transducer")
+    if not timed and (slices[0].file.sliced or not cine):
+        raise ScanError(f"expected a position or a time of each frame, got {len(slices)} frames with neither")
 
 
 def _dose(file: ImageFile, values: Values, order: str) -> list[Slice]:

@@ -269,3 +269,35 @@ def test_segmentations_of_every_class_are_left_out(kind: str, tmp_path: Path) ->
     save(image, tmp_path / "a")
     scans, (left_out,) = find_scans(tmp_path)
     assert not scans and left_out.reason == "a segmentation" and left_out.scan is not None
+
+
+def test_planes_of_an_ultrasound_volume_are_no_time_points(tmp_path: Path) -> None:
+    frames = [
+        {
+            "PlanePositionVolumeSequence": item(ImagePositionVolume=[0, 0, 0.6 * z]),
+            "FrameContentSequence": item(DimensionIndexValues=[z + 1, 1], TemporalPositionIndex=1),
+        }
+        for z in range(3)
+    ]
+    image = enhanced(frames, SOPClassUID="1.2.840.10008.5.1.4.1.1.6.2", Modality="US")
+    assert "got 3 planes in coordinates of a transducer" in refusal(save(image, tmp_path / "a"))
+
+
+@pytest.mark.parametrize("kind", ["4.1", "2.1", "77.1.5.4", "12.1.1"])
+def test_frames_without_a_place_are_time_points_only_by_a_clock(kind: str, tmp_path: Path) -> None:
+    bare = enhanced([{"FrameContentSequence": item(DimensionIndexValues=[z + 1])} for z in range(3)])
+    bare.SOPClassUID = f"1.2.840.10008.5.1.4.1.1.{kind}"
+    assert "expected a position or a time of each frame, got 3 frames" in refusal(save(bare, tmp_path / "a"))
+    timed = enhanced([{"FrameContentSequence": item(TemporalPositionIndex=z + 1)} for z in range(3)])
+    timed.SOPClassUID = "1.2.840.10008.5.1.4.1.1.12.1.1"
+    assert read_scan(save(timed, tmp_path / "b")).array.shape == (4, 3, 3)
+
+
+def test_two_detectors_of_nuclear_medicine_are_two_scans(tmp_path: Path) -> None:
+    image = new_image(SOPClassUID="1.2.840.10008.5.1.4.1.1.20", Modality="NM", NumberOfFrames=2)
+    image.DetectorVector, image.EnergyWindowVector = [1, 2], [1, 1]
+    image.PixelData = np.repeat(np.arange(2, dtype="<u2"), 12).tobytes()
+    save(image, tmp_path / "a")
+    scans, _ = find_scans(tmp_path)
+    assert [(scan.volume, scan.frames) for scan in scans] == [("detector-1", 1), ("detector-2", 1)]
+    assert [read_scan(scan.address).array.max() for scan in scans] == [0, 1]

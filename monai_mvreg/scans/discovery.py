@@ -106,5 +106,26 @@ def _directory_files(directory: Path) -> tuple[list[str], Refused]:
         elif not path.resolve().is_relative_to(home.resolve()):
             refused.append((path, "a file that the DICOMDIR names, linked to outside its own folder"))
         else:
-            files.append(str(path))  # one that is not there may be the missing slice
+            files.append(str(_as_spelled(home, names)))  # one that is not there may be the missing slice
     return sorted(set(files)), refused
+
+
+def _as_spelled(home: Path, names: tuple[str, ...]) -> Path:
+    """The file that a DICOMDIR names, where a disk spells it in other letters: im001, or IM001.;1 of ISO 9660."""
+    path = home.joinpath(*names)
+    if path.exists():
+        return path
+    place = home
+    for name in names:
+        try:
+            alike = [entry for entry in os.listdir(place) if _plain(entry) == _plain(name)]  # noqa: PTH208, of any name
+        except OSError:
+            return path
+        if len(alike) != 1:
+            return path
+        place = place / alike[0]
+    return place if place.resolve().is_relative_to(home.resolve()) else path
+
+
+def _plain(name: str) -> str:
+    return name.casefold().partition(";")[0].rstrip(".")

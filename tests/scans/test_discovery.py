@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,17 @@ def test_what_is_no_place_is_refused_by_name(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ScanError, match="pipe: expected a regular file"):
         list_files(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("spelled", [str.lower, lambda name: f"{name}.;1", lambda name: f"{name.lower()}."])
+def test_a_dicomdir_is_followed_in_whatever_letters_the_disk_has(spelled: Callable[[str], str], tmp_path: Path) -> None:
+    made, disc = FileSet(), tmp_path / "disc"
+    tags = {"StudyDate": "20200101", "StudyTime": "0900", "StudyID": "1", "SeriesNumber": 1, "InstanceNumber": 1}
+    for path in write_series(tmp_path / "in", (0, 1, 2), StudyInstanceUID="1.5", **tags).iterdir():
+        made.add(path)
+    made.write(disc)
+    for path in [path for path in disc.rglob("IM*") if path.is_file()]:
+        path.rename(path.with_name(spelled(path.name)))
+    for path in [path for path in disc.iterdir() if path.is_dir()]:
+        path.rename(path.with_name(path.name.lower()))
+    assert [scan.shape for scan in find_scans(disc / "DICOMDIR")[0]] == [(4, 3, 3)]

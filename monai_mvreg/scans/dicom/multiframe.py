@@ -28,6 +28,7 @@ from monai_mvreg.scans.dicom.headers import (
     text,
     words,
 )
+from monai_mvreg.scans.dicom.private_blocks import in_any_block
 from monai_mvreg.scans.dicom.slices import (
     MADE,
     ORDER,
@@ -46,8 +47,14 @@ from monai_mvreg.scans.dicom.slices import (
 from monai_mvreg.scans.formats.byte_ranges import ScanError, read_range
 
 # A file is asked for everything that is named, but for what a quantity needs on demand.
-_ON_DEMAND = {tags.PATIENT_WEIGHT, tags.VOI_LUT_SEQUENCE, tags.RADIOPHARMACEUTICAL_INFORMATION_SEQUENCE, *PIXEL_DATA}
-_WANTED = {tag: tag in tags.SEQUENCES for tag in tags.ALL if tag not in _ON_DEMAND}
+_ON_DEMAND = {
+    tags.PATIENT_WEIGHT,
+    tags.VOI_LUT_SEQUENCE,
+    tags.FRAME_VOI_LUT_SEQUENCE,
+    tags.RADIOPHARMACEUTICAL_INFORMATION_SEQUENCE,
+    *PIXEL_DATA,
+}
+_WANTED = in_any_block({tag: tag in tags.SEQUENCES for tag in tags.ALL if tag not in _ON_DEMAND})
 _FRAME_TYPES = (
     tags.MR_IMAGE_FRAME_TYPE_SEQUENCE,
     tags.CT_IMAGE_FRAME_TYPE_SEQUENCE,
@@ -134,11 +141,7 @@ def _layout(file: ImageFile, values: Values) -> Callable[[ImageFile, Values, str
         return _reconstructed
     if file.frames == 1 and "MOSAIC" in file.image_type:
         return _mosaic
-    if (
-        file.frames == 1
-        and "VFRAME" in file.image_type
-        and values.get(tags.UIH_CREATOR, b"").startswith(b"Image Private")
-    ):
+    if file.frames == 1 and "VFRAME" in file.image_type and values.get(tags.UIH_CREATOR):
         return _uih_mosaic
     return plain
 

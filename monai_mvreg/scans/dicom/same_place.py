@@ -18,6 +18,7 @@ import numpy as np
 from monai_mvreg.scans.dicom import tags
 from monai_mvreg.scans.dicom.elements import read_elements, read_head
 from monai_mvreg.scans.dicom.headers import name_of, number, text
+from monai_mvreg.scans.dicom.private_blocks import in_any_block
 from monai_mvreg.scans.dicom.slices import MADE, ORDER, Slice, b_value_of, clock
 from monai_mvreg.scans.formats.byte_ranges import ScanError
 
@@ -31,10 +32,9 @@ _PARTING = MADE[:-4]
 _MR = "1.2.840.10008.5.1.4.1.1.4"
 # Makers whose b-values stand where the first look at a header finds them.
 _IN_FRONT = ("siemens", "toshiba", "canon", "hitachi", "uih", "united")
-_BEHIND = {
-    **dict.fromkeys((tags.GE_CREATOR, tags.GE_B_VALUE, tags.PHILIPS_IMAGING_CREATOR), False),
-    **dict.fromkeys((tags.PHILIPS_B_VALUE, tags.PHILIPS_DIRECTION, tags.FRAME_REFERENCE_TIME), False),
-}
+_BEHIND = in_any_block(
+    dict.fromkeys((tags.GE_B_VALUE, tags.PHILIPS_B_VALUE, tags.PHILIPS_DIRECTION, tags.FRAME_REFERENCE_TIME), False)
+)
 
 
 def clusters(found: Iterable[float | None], tolerance: float) -> dict[float | None, float | None]:
@@ -160,8 +160,9 @@ def in_detail(s: Slice) -> Slice:
             known["b-value"] = b_value_of(values, elements.order)
         if known["frame reference time"] is None:
             known["frame reference time"] = number(values, tags.FRAME_REFERENCE_TIME)
-        philips = values.get(tags.PHILIPS_IMAGING_CREATOR, b"").startswith(b"Philips Imaging")
-        mean = philips and values.get(tags.PHILIPS_DIRECTION, b"").strip() == b"I"  # over all directions
+        mean = (
+            tags.PHILIPS_IMAGING_CREATOR in values and values.get(tags.PHILIPS_DIRECTION, b"").strip() == b"I"
+        )  # over all directions
     return replace(s, order=tuple(known.values()), contrast="isotropic" if mean else s.contrast)
 
 

@@ -173,7 +173,7 @@ def plain(file: ImageFile, values: Values, order: str) -> list[Slice]:
             instance,
         ),
     )
-    if values.get(tags.GE_CREATOR, b"").startswith(b"GEMS_PARM"):
+    if tags.GE_CREATOR in values:
         first = replace(first, **_of_ge(first, values, order))
     if single:
         return [first]
@@ -256,12 +256,12 @@ def b_value_of(values: Values, order: str) -> float | None:
     found = binary(values, tags.DIFFUSION_B_VALUE, "d", order)
     if found:
         return float(found[0])
-    if values.get(tags.SIEMENS_CREATOR, b"").startswith(b"SIEMENS MR HEADER"):
+    if tags.SIEMENS_CREATOR in values:
         return number(values, tags.SIEMENS_B_VALUE)
-    if values.get(tags.GE_CREATOR, b"").startswith(b"GEMS_PARM"):
+    if tags.GE_CREATOR in values:
         ge = numbers(values, tags.GE_B_VALUE, 0)
         return ge[0] % 100_000 if ge else None  # some versions add 10^9
-    if values.get(tags.PHILIPS_IMAGING_CREATOR, b"").startswith(b"Philips Imaging"):
+    if tags.PHILIPS_IMAGING_CREATOR in values:
         philips = binary(values, tags.PHILIPS_B_VALUE, "f", order)
         return float(philips[0]) if philips else None
     return None

@@ -138,6 +138,16 @@ def fill_places(parts: Sequence[Sequence[Slice]]) -> bool:
     return all(set(part) == set(counted[0]) and len(set(part.values())) == 1 for part in counted)
 
 
+def location_of(s: Slice) -> float | None:
+    """Where the header says again that a slice lies; None if it does not say so in a number."""
+    if isinstance(s.location, bytes):
+        try:
+            return number({tags.SLICE_LOCATION: s.location}, tags.SLICE_LOCATION)
+        except ScanError:
+            return None
+    return s.location
+
+
 def in_detail(s: Slice) -> Slice:
     """Add what else tells apart images at one place, where there are several; a file is read again only for MR."""
     if s.file.frames > 1 or s.file.tiles != (1, 1):

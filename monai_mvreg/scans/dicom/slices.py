@@ -116,7 +116,8 @@ class Slice:
 
     ``axes`` are the directions of a row and of a column, 3 numbers each; ``position`` is the first pixel; both are
     empty if unknown, as is ``spacing`` (x, y). ``thickness`` stands for the distance of slices where there is only one.
-    ``made`` holds the values of :data:`MADE`; ``location`` is where the header says again that it lies, along a line.
+    ``made`` holds the values of :data:`MADE`; ``location`` is where the header says again
+    that it lies, along a line, as it is written.
     ``scaled`` is whether the header states slope and intercept.
     ``order`` holds what :data:`ORDER` names, None where unknown.
     """
@@ -136,7 +137,7 @@ class Slice:
     contrast: str = ""
     stack: str = ""
     made: tuple[bytes | None, ...] = ()
-    location: float | None = None
+    location: float | bytes | None = None
     order: tuple[Any, ...] = (None,) * len(ORDER)
 
 
@@ -163,7 +164,7 @@ def plain(file: ImageFile, values: Values, order: str) -> list[Slice]:
         contrast=contrast_of(file.image_type),
         stack="",
         made=making(tuple(map(values.get, MADE))) if single else (),
-        location=number(values, tags.SLICE_LOCATION) if single else None,
+        location=values.get(tags.SLICE_LOCATION) if single else None,
         order=(
             number(values, tags.TEMPORAL_POSITION_IDENTIFIER),
             number(values, tags.TRIGGER_TIME),

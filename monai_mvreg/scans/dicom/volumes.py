@@ -26,6 +26,7 @@ from monai_mvreg.scans.dicom.same_place import (
     fill_places,
     in_order_of,
     listed,
+    location_of,
     name_of_slice,
 )
 from monai_mvreg.scans.dicom.slices import Slice
@@ -258,7 +259,7 @@ def _arranged(name: str, slices: Sequence[Slice], resample: bool) -> Stack:
         spread = np.ptp([s.position for s in place], axis=0).max()
         if spread > max(same if np.isfinite(same) else 0.0, 0.1):
             raise ScanError(f"expected one slice at each height, got {listed(place)} beside each other")
-        said = [s.location for s in place if s.location is not None]
+        said = [location for s in place if (location := location_of(s)) is not None]
         if len(said) > 1 and max(said) - min(said) > 0.1:
             raise ScanError(
                 f"expected one position of images with one SliceLocation, got {min(said):g} to {max(said):g} at "

@@ -1,4 +1,4 @@
-"""Several images at each position of a stack -> volumes of their own by how they were made, or frames in an order.
+"""Several images at each position of a stack -> separate volumes by how they were made, or frames in an order.
 
 Two reconstructions of one acquisition are no time points. What differs in how it was made is parted; what is left is
 put in order by the first attribute that tells images apart in the same way at all positions.

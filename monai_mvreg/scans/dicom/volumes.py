@@ -133,12 +133,12 @@ def _number(text: str) -> float | str:
 
 
 def _warn_of_spaces(parts: list[list[Slice]]) -> None:
-    """Say once that images that look like slices of one volume claim frames of reference of their own."""
+    """Say once that images that look like slices of one volume have one frame of reference each."""
     single = [part[0] for part in parts if len(part) == 1]
     spaces = {s.file.space for s in single}
     if len(spaces) > 1 and len(spaces) == len(single) and len({s.position for s in single}) > 1:
         logger.warning(
-            "%s: %d images of one series have a FrameOfReferenceUID each, so they are scans of their own",
+            "%s: %d images of one series have a FrameOfReferenceUID each, so they are separate scans",
             name_of_slice(single[0]),
             len(single),
         )

@@ -96,7 +96,7 @@ def _check_page(image: ImageFile, size: int) -> None:
 
 
 def _pages(image: ImageFile) -> list[int]:
-    """The pages of a picture that are images of their own: not the preview that a camera or a scanner adds."""
+    """The pages of a picture that are separate images: not the preview that a camera or a scanner adds."""
     if not isinstance(image, TiffImageFile):
         # What stands behind the picture of a JPEG (MPF) is a preview or another view; the frames of a PNG move.
         return [0] if image.format in ("JPEG", "MPO") else list(range(getattr(image, "n_frames", 1)))

@@ -142,7 +142,7 @@ def contact_sheet(page: Path, found: Inventory, *, identify: bool = False) -> No
         day = f"day {row['day']:.0f}" if row["day"] == row["day"] else "no date"
         picture, reason = _picture(scan, identify)
         about = [scan.modality, scan.body_part, row["size"], f"{row['spacing']} mm" * bool(row["spacing"])]
-        about += [f"{scan.frames} time points"] if scan.frames > 1 else []
+        about += [f"{scan.frames} {scan.frames_are}"] if scan.frames > 1 else []
         entry = {
             "picture": picture,
             "reason": reason,

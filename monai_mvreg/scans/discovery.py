@@ -9,10 +9,14 @@ from monai_mvreg.scans.addresses import archive_of
 from monai_mvreg.scans.dicom import tags
 from monai_mvreg.scans.dicom.elements import read_elements, read_head
 from monai_mvreg.scans.dicom.headers import words
-from monai_mvreg.scans.formats.byte_ranges import ScanError, unsafe_member, zip_members
+from monai_mvreg.scans.formats.byte_ranges import POINTS_OUT, ScanError, named_members, unsafe_member
 
 _DIRECTORY = b"1.2.840.10008.1.3.10"  # the SOP class of a DICOMDIR
 Refused = list[tuple[Path, str]]  # where, and why
+
+LINK_INSIDE = "a link to a folder, which could lead in circles"
+OUTSIDE_ZIP = "a member of the zip with a name that points out of its zip"
+OUTSIDE_DICOMDIR = "a file that the DICOMDIR names outside its own folder"
 
 
 def list_files(source: Path) -> tuple[list[str], Refused]:
@@ -58,18 +62,27 @@ def _folder_files(folder: Path) -> tuple[list[str], Refused]:
         below.sort()
         for name in below:
             if os.path.islink(path := os.path.join(parent, name)):  # noqa: PTH114, PTH118, a Path for each is slow
-                refused.append((Path(path), "a link to a folder, which could lead in circles"))
+                inside = Path(path).resolve().is_relative_to(folder.resolve())
+                refused.append((Path(path), LINK_INSIDE if inside else "a link to another folder, not followed"))
         files += [os.path.join(parent, name) for name in sorted(names)]  # noqa: PTH118
     return files, refused
 
 
 def _zip_files(archive: Path) -> tuple[list[str], Refused]:
-    files, refused = [], []
-    for info in zip_members(archive):
-        if reason := unsafe_member(info):
-            refused.append((archive, f"a member of the zip with {reason}"))
+    files: list[str] = []
+    refused: Refused = []
+    for place, members in named_members(archive).items():
+        path = archive / place
+        if any(unsafe_member(info) == POINTS_OUT for info in members):
+            refused.append((archive / path.name, OUTSIDE_ZIP))
+        elif reason := unsafe_member(members[0]):
+            refused.append((path, f"a member of the zip, {reason}"))
+        elif len({(info.CRC, info.file_size) for info in members}) > 1:
+            refused.append((path, f"{len(members)} different members of the zip with this one name"))
+        elif members[0].is_dir():
+            refused.append((path, f"a folder in the zip with {members[0].file_size} bytes of content"))
         else:
-            files.append(str(archive / info.filename))
+            files.append(str(path))
     return sorted(files), refused
 
 
@@ -89,9 +102,30 @@ def _directory_files(directory: Path) -> tuple[list[str], Refused]:
     for names in parts:
         path = home.joinpath(*names)
         if any(name in ("", ".", "..") or set(name) & set("/\\:\0") for name in names):
-            refused.append((directory, "a file that the DICOMDIR names outside its own folder"))
+            refused.append((directory, OUTSIDE_DICOMDIR))
         elif not path.resolve().is_relative_to(home.resolve()):
             refused.append((path, "a file that the DICOMDIR names, linked to outside its own folder"))
         else:
-            files.append(str(path))  # one that is not there may be the missing slice
+            files.append(str(_as_spelled(home, names)))  # one that is not there may be the missing slice
     return sorted(set(files)), refused
+
+
+def _as_spelled(home: Path, names: tuple[str, ...]) -> Path:
+    """The file that a DICOMDIR names, where a disk spells it in other letters: im001, or IM001.;1 of ISO 9660."""
+    path = home.joinpath(*names)
+    if path.exists():
+        return path
+    place = home
+    for name in names:
+        try:
+            alike = [entry for entry in os.listdir(place) if _plain(entry) == _plain(name)]  # noqa: PTH208, of any name
+        except OSError:
+            return path
+        if len(alike) != 1:
+            return path
+        place = place / alike[0]
+    return place if place.resolve().is_relative_to(home.resolve()) else path
+
+
+def _plain(name: str) -> str:
+    return name.casefold().partition(";")[0].rstrip(".")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,19 +23,19 @@ from monai_mvreg.scans.dicom import tags
 from monai_mvreg.scans.dicom.acquisition_date import SOURCES, Moment, acquired, in_order
 from monai_mvreg.scans.dicom.duplicates import without_copies
 from monai_mvreg.scans.dicom.elements import read_head
-from monai_mvreg.scans.dicom.headers import COLOUR, SEGMENTATION, ImageFile, NoImageError, text
+from monai_mvreg.scans.dicom.headers import COLOUR, SEGMENTATIONS, ImageFile, NoImageError, text
 from monai_mvreg.scans.dicom.multiframe import read_slices
 from monai_mvreg.scans.dicom.slices import Slice
-from monai_mvreg.scans.dicom.volumes import Stack, find_stacks
-from monai_mvreg.scans.discovery import is_directory, list_files
+from monai_mvreg.scans.dicom.volumes import Stack, even_count, find_stacks
+from monai_mvreg.scans.discovery import LINK_INSIDE, OUTSIDE_DICOMDIR, OUTSIDE_ZIP, is_directory, list_files
 from monai_mvreg.scans.formats.byte_ranges import ScanError
 from monai_mvreg.scans.formats.nifti import Nifti, is_nifti, nifti_header
 from monai_mvreg.scans.formats.raster import Raster, is_picture, is_volume, picture_header, volume_header
+from monai_mvreg.scans.unread import is_bare_dicom, is_no_slice, named_like_slices, why_no_scan
 
 logger = logging.getLogger(__name__)
 
-# Group 0002 or 0008 as a file begins that was written without a preamble.
-_BARE = {bytes([group, 0, element, 0]) for group, element in ((2, 0), (8, 0), (8, 5), (8, 8), (8, 0x16))}
+_EMPTY = "an empty file"
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class Scan:
     SeriesInstanceUID, ``volume`` names the volume if the series has several; both are empty for other formats.
     ``modality`` and ``body_part`` are those of DICOM. ``date`` is a ``date``, or a ``datetime`` if the time of day is
     known, read from the DICOM attribute ``date_from``. ``shape`` and ``spacing`` (mm) follow the axes of the array:
-    columns, rows[, slices]; ``frames`` counts time points; ``colour`` is true for RGB. ``transfer_syntax`` is the UID
-    of the pixel encoding. ``patient`` is the DICOM PatientID, which ``repr`` hides; ``content`` is what reading needs.
+    columns, rows[, slices]; ``frames`` counts what ``frames_are`` names; ``colour`` is true for RGB. ``transfer_syntax``
+    is the UID of the pixel encoding. ``patient`` is the DICOM PatientID, which ``repr`` hides; ``content`` is what reading needs.
 
     Example:
         >>> scans, _ = find_scans("patient")
@@ -73,6 +72,13 @@ class Scan:
     content: Stack | Nifti | Raster = field(repr=False, compare=False)
 
     @property
+    def frames_are(self) -> str:
+        """What the frames are: ``time points`` where a clock or an order of acquisition says so, else ``images``."""
+        if isinstance(self.content, Stack):
+            return "time points" if self.content.timed else "images at each position"
+        return "pages" if isinstance(self.content, Raster) and not self.spacing else "time points"
+
+    @property
     def key(self) -> str:
         """``series`` and ``volume`` in one text, as in an address."""
         return scan_key(self.series, self.volume)
@@ -92,7 +98,8 @@ class Sorted:
     """The files of a folder by what they hold.
 
     ``series`` are the slices by SeriesInstanceUID, ``single`` the scans of one file each, ``damaged`` DICOM files of an
-    unknown series, ``ruins`` files without content that may have been one, ``others`` what else gave no scan.
+    unknown series, ``ruins`` files that may have been one by their names, ``others`` what else gave no scan, and
+    ``unopened`` what was not even listed.
     """
 
     series: dict[str, list[Slice]]
@@ -100,6 +107,7 @@ class Sorted:
     damaged: list[LeftOut]
     ruins: list[LeftOut]
     others: list[LeftOut]
+    unopened: Sequence[LeftOut] = ()
 
 
 def find_scans(
@@ -158,7 +166,7 @@ def sort_files(files: Iterable[str], *, series: str = "") -> Sorted:
         except NoImageError as error:
             result.others.append(LeftOut(Path(name), str(error)))
         except ScanError as error:
-            kind = result.damaged if start[128:132] == b"DICM" else result.others if start else result.ruins
+            kind = result.damaged if start[128:132] == b"DICM" else result.ruins
             kind.append(LeftOut(Path(name), str(error)))
         except Exception as error:  # a header may hold what nobody thought of, and one file must not hide the others
             result.damaged.append(LeftOut(Path(name), f"damaged: cannot be read ({type(error).__name__})"))
@@ -175,23 +183,12 @@ def _sort_other(path: Path, start: bytes, size: int, result: Sorted) -> None:
         result.single.append(picture_header(path))
     elif is_volume(path.name):
         result.single.append(volume_header(path))
-    elif start[128:132] != b"DICM" and (start[132:136] == b"\x02\0\0\0" or start[:4] in _BARE):
+    elif start[128:132] != b"DICM" and is_bare_dicom(start, size):
         result.damaged.append(LeftOut(path, "a DICOM file without its mark or preamble"))
     elif not any(start[:256]):
-        result.ruins.append(LeftOut(path, "nothing but zeros where its header should be" if size else "an empty file"))
+        result.ruins.append(LeftOut(path, "nothing but zeros where its header should be" if size else _EMPTY))
     else:
-        result.others.append(LeftOut(path, _other(path, start)))
-
-
-def _other(path: Path, start: bytes) -> str:
-    """What a file is that holds no scan."""
-    if is_directory(start):
-        return "a DICOMDIR, which is followed only if it is named itself"
-    if start.startswith(b"PK\x03\x04"):
-        return "a zip, which is searched only if it is named itself"
-    if path.name.lower().endswith((".hdr", ".hdr.gz")):
-        return "the header of the .img file beside it"
-    return "no scan: another format"
+        (result.others if is_no_slice(start) else result.ruins).append(LeftOut(path, why_no_scan(path, start)))
 
 
 def scans_of(
@@ -203,6 +200,7 @@ def scans_of(
     """
     scans: list[Scan] = [_single(item) for item in found.single]
     left = [*left_out, *found.damaged, *found.ruins]
+    found.unopened = left_out
     homes = _homes(found.series)
     for uid, slices in found.series.items():
         tail = f"series ...{uid[-12:]}"
@@ -244,24 +242,30 @@ def scans_of(
 def damaged_of(found: Sorted, files: Sequence[Path]) -> list[LeftOut]:
     """Those files without a slice that may be the missing one of a scan.
 
-    Damaged files count in a folder of the scan, or below the one that all its files share, and ruins beside its files
-    with a name like theirs: IM005 beside IM004.
+    Damaged files and what could not be opened count in a folder of the scan, or below the one that all its files share;
+    ruins next to its files with a name like theirs: IM005 next to IM004. What a DICOMDIR or a zip names outside of
+    itself counts for all that they hold.
     """
-    if not files or not (found.damaged or found.ruins):
+    if not files or not (found.damaged or found.ruins or found.unopened):
         return []
     homes = {str(path.parent) for path in files}
     below = "" if len(homes) == 1 else os.path.join(os.path.commonpath(homes), "")  # noqa: PTH118
-    damaged = [
-        item
-        for item in found.damaged
-        if (home := str(item.path.parent)) in homes or (below and f"{home}{os.sep}".startswith(below))
-    ]
-    names = {(path.parent, _pattern(path)) for path in files} if found.ruins else set()
-    return damaged + [item for item in found.ruins if (item.path.parent, _pattern(item.path)) in names]
 
+    def near(path: Path) -> bool:
+        home = str(path.parent)
+        return home in homes or bool(below and f"{home}{os.sep}".startswith(below))
 
-def _pattern(path: Path) -> str:
-    return re.sub(r"[0-9a-f]+", "0", path.name.lower())
+    damaged = [item for item in found.damaged if near(item.path)]
+    damaged += [item for item in found.ruins if named_like_slices(item.path, files, suffix=item.reason != _EMPTY)]
+    for item in found.unopened:
+        if item.reason == OUTSIDE_ZIP:
+            hurt = named_like_slices(item.path, files, anywhere=True, suffix=False)
+        elif item.reason == OUTSIDE_DICOMDIR:
+            hurt = any(path.is_relative_to(item.path.parent) for path in files)
+        else:
+            hurt = item.reason != LINK_INSIDE and near(item.path)
+        damaged += [item] * hurt
+    return damaged
 
 
 def _homes(series: dict[str, list[Slice]]) -> dict[str, set[str]]:
@@ -298,7 +302,10 @@ def _scan(uid: str, stack: Stack, stacks: Sequence[Stack | ScanError], homes: di
         inside = [s for s in stacks if isinstance(s, ScanError) or s.slices[0][0].file.path == files[0].path]
         name = name if len(inside) > 1 and first.file.frames > 1 else ""
     spatial = len(stack.slices[0]) > 1
-    step = () if stack.affine is None else (float(np.linalg.norm(stack.affine[:3, 2])),)
+    depth = even_count(stack.heights) if stack.heights else len(stack.slices[0])  # as it is read: at even distances
+    step: tuple[float, ...] = ()
+    if stack.affine is not None:
+        step = (float(np.linalg.norm(stack.affine[:3, 2])) * (len(stack.slices[0]) - 1) / max(depth - 1, 1),)
     date, source = min((acquired(file.values) for file in files), key=_earliest)
     # In a folder of its own a volume is the only one of its series, and its address needs no name.
     beside = any(isinstance(s, ScanError) or (s is not stack and _lies_in(s, place)) for s in stacks) if name else False
@@ -311,7 +318,7 @@ def _scan(uid: str, stack: Stack, stacks: Sequence[Stack | ScanError], homes: di
         body_part=text(first.file.values, tags.BODY_PART_EXAMINED),
         date=date,
         date_from=source,
-        shape=(*first.file.shape, len(stack.slices[0])) if spatial else first.file.shape,
+        shape=(*first.file.shape, depth) if spatial else first.file.shape,
         frames=len(stack.slices),
         colour=first.file.pixels.photometric in COLOUR,
         spacing=(*first.spacing, *step) if spatial else first.spacing,
@@ -379,6 +386,6 @@ def _no_scan(file: ImageFile) -> str:
         return f"a localizer ({shown})"
     if kinds & _DERIVED and file.image_type[:2] != ("ORIGINAL", "PRIMARY"):  # an oblique slice of old MR is an MPR too
         return f"derived from other images ({shown})"
-    if file.kind == SEGMENTATION:
+    if file.kind.startswith(SEGMENTATIONS) or file.modality == "SEG":
         return "a segmentation"
     return "a secondary capture" if file.kind.startswith("1.2.840.10008.5.1.4.1.1.7") else ""

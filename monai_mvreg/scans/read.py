@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from monai_mvreg.scans.addresses import ScanAddress
 from monai_mvreg.scans.dicom import tags
-from monai_mvreg.scans.dicom.headers import RT_DOSE, text
+from monai_mvreg.scans.dicom.headers import PET, RT_DOSE, text
 from monai_mvreg.scans.dicom.pixels import read_values
 from monai_mvreg.scans.dicom.quantities import brightness, philips_precise, suv
 from monai_mvreg.scans.dicom.slices import Slice
-from monai_mvreg.scans.dicom.volumes import Stack
+from monai_mvreg.scans.dicom.volumes import Stack, even_count
 from monai_mvreg.scans.discovery import list_files
 from monai_mvreg.scans.find import LeftOut, Scan, damaged_of, scans_of, sort_files
 from monai_mvreg.scans.formats.byte_ranges import ScanError, read_range
@@ -262,15 +262,16 @@ def _unit(s: Slice, choices: Choices) -> str:
         return "g/ml"
     if s.file.kind == RT_DOSE:
         return text(s.file.values, tags.DOSE_UNITS)
+    if not s.scaled:  # the units of a header are those of the scaled values
+        return text(s.file.values, tags.UNITS) if s.file.kind not in PET else ""
     named = text(s.file.values, tags.UNITS) or text(s.file.values, tags.RESCALE_TYPE)
-    return named or ("HU" if s.file.modality == "CT" and s.file.kind.endswith(".1.1.2") else "")
+    plain_ct = s.file.modality == "CT" and s.file.kind.endswith(".1.1.2")
+    return named or ("HU" if plain_ct and not s.file.values.get(tags.MODALITY_LUT_SEQUENCE) else "")
 
 
 def _evened(values: Array, heights: Array, affine: Array) -> tuple[Array, Array]:
     """Interpolate slices ``(t, z, y, x)`` at uneven heights to even ones, from the first to the last."""
-    count = round(float((heights[-1] - heights[0]) / np.diff(heights).min())) + 1
-    if count > 10 * len(heights):
-        raise ScanError(f"expected slices that some more can even out, got {len(heights)} that would need {count}")
+    count = even_count(heights)
     wanted = np.linspace(heights[0], heights[-1], count)
     below = np.clip(np.searchsorted(heights, wanted, side="right") - 1, 0, len(heights) - 2)
     share = ((wanted - heights[below]) / (heights[below + 1] - heights[below])).astype(np.float32)
@@ -296,9 +297,11 @@ def _file_data(scan: Scan, frame: Frame, choices: Choices, turned: bool) -> Scan
         values, affine = read_nifti(content, frames, turned=turned), content.affine
     elif isinstance(content, Stack):
         raise TypeError("expected a file that is no DICOM file")
-    elif content.affine is None:
+    elif not content.spacing:  # a picture
         values, affine = np.stack([read_picture(content.path, at) for at in frames])[:, None], None
     else:
+        if content.affine is None:
+            logger.warning("%s: it does not say how it lies in the patient, so it has no affine", content.path.name)
         values, affine = read_volume(content.path)[frames], content.affine
     if values.ndim == (5 if scan.colour else 4) - 1:
         values = values[:, None]  # a picture: one slice

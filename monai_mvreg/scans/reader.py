@@ -73,8 +73,9 @@ class ScanReader(ImageReader):
         scan = scan_at(img, resample=self.choices.resample)
         if scan.frames > 1 and self.frame is None:
             raise ScanError(
-                f"{Path(img).name}: expected one image, got {scan.frames} time points: choose one by its number, or "
-                "the mean (frame of ScanReader; --reader#frame mean)"
+                f"{Path(img).name}: expected one image, got {scan.frames} {scan.frames_are}: choose one by its "
+                f"number{', or the mean' if scan.frames_are == 'time points' else ''} (frame of ScanReader; "
+                f"--reader#frame {'mean' if scan.frames_are == 'time points' else '0'})"
             )
         data = read_turned(scan, frame=self.frame, choices=self.choices)
         array = data.array
@@ -86,7 +87,8 @@ class ScanReader(ImageReader):
             array = array[..., 0]
         colour = scan.colour and self.colour
         affine = _plane_affine(data) if array.ndim - colour == 2 else data.affine
-        affine = np.eye(4) if affine is None else affine
+        if affine is None:  # spacing is known without a place too
+            affine = np.diag([*(data.facts["spacing"] or (1.0, 1.0, 1.0)), 1.0])
         array = np.ascontiguousarray(array)
         return array, {
             MetaKeys.AFFINE: affine.copy(),

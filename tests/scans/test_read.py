@@ -189,3 +189,30 @@ def test_each_file_that_comes_with_pydicom_and_nibabel_is_read_or_refused_with_a
     if path.name.endswith((".nii", ".nii.gz")):
         np.testing.assert_allclose(data.array, nib.load(path).get_fdata().reshape(data.array.shape), rtol=1e-6)
         np.testing.assert_allclose(data.affine, nib.load(path).affine, atol=1e-6)
+
+
+CT = {"Modality": "CT", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2", "SeriesInstanceUID": "1.2.7"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "unit", "value"),
+    [
+        ({"RescaleSlope": 2, "RescaleIntercept": -1000}, "HU", -1000),
+        ({"RescaleSlope": 2, "RescaleIntercept": -1000, "RescaleType": "US"}, "US", -1000),
+        ({}, "", 0),
+        ({"RescaleSlope": 1}, "", 0),
+        ({"RescaleIntercept": 0, "RescaleType": "HU"}, "", 0),
+        ({"RescaleSlope": "", "RescaleIntercept": ""}, "", 0),
+    ],
+)
+def test_stored_values_of_ct_are_hounsfield_units_only_where_the_header_scales_them(
+    tags: dict[str, Any], unit: str, value: float, tmp_path: Path
+) -> None:
+    data = read_scan(write_series(tmp_path, (0, 1, 2), **CT, **tags))
+    assert (data.facts["unit"], data.array[0, 0, 0]) == (unit, value)
+
+
+def test_a_volume_with_a_scale_in_some_images_alone_is_refused(tmp_path: Path) -> None:
+    write_series(tmp_path, (0, 1, 2), **CT, RescaleSlope=1, RescaleIntercept=-1024)
+    write_slice(tmp_path / "bare", 3, **CT)
+    assert "expected RescaleSlope and RescaleIntercept of every image, lacking in bare" in refusal(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -153,3 +154,21 @@ def test_a_frame_that_is_no_number_and_not_the_mean_is_refused(frame: object, tm
     with pytest.raises(ScanError, match="expected frame to be the number of a time point or 'mean'"):
         ScanReader(frame=frame)  # type: ignore[arg-type]
     assert "expected frame" in refusal(write_series(tmp_path), frame=frame)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values", "said"),
+    [
+        ("AcquisitionTime", ("101010", "101011"), "got 2 time points: choose one by its number, or the mean"),
+        ("DiffusionBValue", (0.0, 1000.0), "got 2 images at each position: choose one by its number ("),
+        ("ContentTime", ("101010", "101011"), "got 2 images at each position: choose one by its number ("),
+    ],
+)
+def test_frames_are_called_time_points_only_by_a_clock_of_the_acquisition(
+    keyword: str, values: tuple[object, object], said: str, tmp_path: Path
+) -> None:
+    for number, value in enumerate(values):
+        for z in (0, 1):
+            write_slice(tmp_path / f"{number}{z}", z, **{keyword: value})
+    with pytest.raises(ScanError, match=re.escape(said)):
+        ScanReader().get_data(str(tmp_path))

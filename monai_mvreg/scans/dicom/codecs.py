@@ -44,6 +44,7 @@ _KINDS = {
     "1.2.840.10008.1.2.4.80": {0xF7},
     "1.2.840.10008.1.2.4.81": {0xF7},
 }
+_JPEG_LS = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
 _LOCK = threading.Lock()
 
 
@@ -95,13 +96,41 @@ def unpack(file: ImageFile, frames: Sequence[int]) -> Iterator[Array]:
         sources = _native_frames(file, frames)
     for source in sources:
         with _quiet():
-            picture, _ = decoder.as_array(source, index=0, **options)
+            try:
+                picture, _ = decoder.as_array(source, index=0, **options)
+            except RuntimeError:
+                shorter = _without_fill(source) if form.syntax in _JPEG_LS else []
+                if not shorter:
+                    raise
+                picture = _first_whole(decoder, shorter, options)
             if form.photometric == "PALETTE COLOR":
                 picture = _coloured(file, picture)
         picture = np.array(picture, picture.dtype.newbyteorder("="))
         if picture.ndim == 2 and picture.dtype.kind in "iu" and picture.dtype.itemsize * 8 == form.allocated:
             picture = value_bits(picture.view(f"{'ui'[form.signed]}{picture.dtype.itemsize}"), form)
         yield picture
+
+
+def _without_fill(source: bytes) -> list[bytes]:
+    """A stream of JPEG-LS with ever fewer of the bytes that fill it up before its end marker.
+
+    Fill bytes are legal or were written by old encoders; the codec wants none, and takes no stream that is too short.
+    """
+    packed = next(generate_frames(source, number_of_frames=1)).rstrip(b"\0")
+    body, end = packed[:-2], packed[-2:]
+    if end != b"\xff\xd9":
+        return []
+    fill = len(body) - len(body.rstrip(b"\0\xff"))
+    return [encapsulate([body[: len(body) - less] + end], has_bot=False) for less in range(1, min(fill, 64) + 1)]
+
+
+def _first_whole(decoder: Any, sources: Sequence[bytes], options: dict[str, Any]) -> Array:
+    for source in sources[:-1]:
+        try:
+            return np.asarray(decoder.as_array(source, index=0, **options)[0])
+        except RuntimeError:
+            continue
+    return np.asarray(decoder.as_array(sources[-1], index=0, **options)[0])
 
 
 def inflated(file: ImageFile) -> bytes:
@@ -192,7 +221,8 @@ def _twelve_bits(packed: bytes, form: PixelFormat) -> Array:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     with tempfile.TemporaryDirectory() as folder:
         image.save_as(f"{folder}/a.dcm", enforce_file_format=True)
-        return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(f"{folder}/a.dcm"))[0])
+        with _LOCK, _no_stderr():  # its library tries codecs of other depths first, and prints that they fail
+            return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(f"{folder}/a.dcm"))[0])
 
 
 def _check_fragments(data: bytes) -> None:
@@ -238,6 +268,24 @@ def _coloured(file: ImageFile, picture: Array) -> Array:
     image = pydicom.dcmread(data, stop_before_pixels=True)
     colours = pydicom.pixels.apply_color_lut(picture, image)
     return np.asarray(colours >> 8 if colours.dtype.itemsize == 2 else colours)
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Silence what a library prints past Python."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager

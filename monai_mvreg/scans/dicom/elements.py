@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_mvreg.scans.dicom import tags
+from monai_mvreg.scans.dicom.private_blocks import in_block_10
 from monai_mvreg.scans.formats.byte_ranges import ScanError, read_range, refuse_bomb
 
 IMPLICIT, BIG_ENDIAN, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
@@ -216,6 +217,7 @@ class _Walk:
     def elements(self, at: int) -> Elements:
         """Walk over the top level, up to the pixels or until it is enough; ``reached`` is where to go on."""
         values, end = self.level(at, self.size, self.syntax != IMPLICIT, True, 0)
+        in_block_10(values)
         return Elements(values, self.syntax, *self.pixels, end, self.size)
 
     def level(self, at: int, end: int, explicit: bool, keep: bool, depth: int) -> tuple[Values, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 import warnings
 from dataclasses import dataclass, field
@@ -37,7 +38,9 @@ CODECS: dict[str, tuple[str, str]] = {
 }
 COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "PALETTE COLOR"}
 _CLASS = "1.2.840.10008.5.1.4.1.1."
-SEGMENTATION, PARAMETRIC_MAP, RT_DOSE, NUCLEAR = (_CLASS + tail for tail in ("66.4", "30", "481.2", "20"))
+PARAMETRIC_MAP, RT_DOSE, NUCLEAR = (_CLASS + tail for tail in ("30", "481.2", "20"))
+SEGMENTATIONS = _CLASS + "66."  # binary and fractional, label maps, height maps
+PET = {_CLASS + "128", _CLASS + "128.1", _CLASS + "130"}
 _WHOLE_SLIDE = _CLASS + "77.1.6"
 # CT, MR, PET and their enhanced and converted forms: slices of a volume, useless without a position.
 _SLICED = {_CLASS + tail for tail in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4", "128", "128.1", "130")}
@@ -58,6 +61,7 @@ _KEPT = (
 )
 
 
+_CINE = {tags.FRAME_TIME, tags.FRAME_TIME_VECTOR, tags.TIME_SLICE_VECTOR}  # times of frames that follow each other
 _MOST_FRAMES = 200_000  # several times what any scanner writes: each frame costs memory, however small it is
 
 
@@ -94,7 +98,8 @@ class ImageFile:
 
     ``space`` is the FrameOfReferenceUID, ``image`` the SOPInstanceUID, ``kind`` the SOP class, ``values`` what else was
     read, by tag; ``start`` is where the value of the pixel data begins, -1 if that is not known yet. ``refusal`` says
-    why it cannot be read. A mosaic has ``tiles`` slices beside and below each other in its one picture.
+    why it cannot be read. A mosaic has ``tiles`` slices beside and below each other in its one picture; the
+    frames of ``cine`` follow each other in time.
     """
 
     path: str
@@ -115,6 +120,7 @@ class ImageFile:
     patient: str = field(repr=False)
     values: Values = field(repr=False)
     tiles: tuple[int, int] = (1, 1)
+    cine: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -148,14 +154,17 @@ def _text(value: bytes) -> str:
 def _identity(values: Values) -> str:
     """PatientID in the character set of the file (PS3.3 C.12.1.1.2), so that it equals what a table says."""
     value = values.get(tags.PATIENT_ID, b"")
-    if value.isascii():
+    if value.isascii() and b"\x1b" not in value:  # ISO 2022 writes other characters in 7 bits too, after an escape
         return _text(value)
     from pydicom.charset import convert_encodings, decode_bytes
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         encodings = convert_encodings(list(words(values, tags.SPECIFIC_CHARACTER_SET)) or None)
-        return str(decode_bytes(value, encodings, set("\\^="))).strip("\0 ")
+        # In a text that is no name, only control characters end what an escape begins (PS3.5 6.1.2.5.3).
+        written = str(decode_bytes(value, encodings, set(b"\r\n\t\f")))
+    written = re.sub(r"\x1b[$()\-.,]*[0-~]", "", written)  # Python's codec of GB 2312 leaves the escape
+    return "".join(filter(str.isprintable, written)).strip()
 
 
 def numbers(values: Values, tag: int, count: int) -> tuple[float, ...]:
@@ -282,6 +291,7 @@ def image_file(path: str, elements: Elements, form: PixelFormat, start: int, len
         refusal=_refusal(text(values, tags.SOP_CLASS_UID), form, frames, elements.size, start, length),
         patient=_identity(values),
         values={tag: values[tag] for tag in _KEPT if tag in values},
+        cine=frames > 1 and not values.keys().isdisjoint(_CINE),
     )
 
 

@@ -28,11 +28,16 @@ from monai_mvreg.scans.dicom.headers import (
     text,
     words,
 )
+from monai_mvreg.scans.dicom.private_blocks import in_any_block
 from monai_mvreg.scans.dicom.slices import (
+    MADE,
+    ORDER,
     Slice,
     clock,
     component_of,
     contrast_of,
+    is_scaled,
+    making,
     numbered,
     pixel_spacing,
     plain,
@@ -42,14 +47,25 @@ from monai_mvreg.scans.dicom.slices import (
 from monai_mvreg.scans.formats.byte_ranges import ScanError, read_range
 
 # A file is asked for everything that is named, but for what a quantity needs on demand.
-_ON_DEMAND = {tags.PATIENT_WEIGHT, tags.VOI_LUT_SEQUENCE, tags.RADIOPHARMACEUTICAL_INFORMATION_SEQUENCE, *PIXEL_DATA}
-_WANTED = {tag: tag in tags.SEQUENCES for tag in tags.ALL if tag not in _ON_DEMAND}
+_ON_DEMAND = {
+    tags.PATIENT_WEIGHT,
+    tags.VOI_LUT_SEQUENCE,
+    tags.FRAME_VOI_LUT_SEQUENCE,
+    tags.RADIOPHARMACEUTICAL_INFORMATION_SEQUENCE,
+    *PIXEL_DATA,
+}
+_WANTED = in_any_block({tag: tag in tags.SEQUENCES for tag in tags.ALL if tag not in _ON_DEMAND})
 _FRAME_TYPES = (
     tags.MR_IMAGE_FRAME_TYPE_SEQUENCE,
     tags.CT_IMAGE_FRAME_TYPE_SEQUENCE,
     tags.PARAMETRIC_MAP_FRAME_TYPE_SEQUENCE,
 )
 _NOTHING: Values = {}
+_MADE_IN = {
+    tags.CONVOLUTION_KERNEL: tags.CT_RECONSTRUCTION_SEQUENCE,
+    tags.KVP: tags.CT_X_RAY_DETAILS_SEQUENCE,
+    tags.RECEIVE_COIL_NAME: tags.MR_RECEIVE_COIL_SEQUENCE,
+}
 
 # Images of which group 0028 is the last that matters, unless they are mosaics or have several frames.
 _ORDINARY = {
@@ -125,11 +141,7 @@ def _layout(file: ImageFile, values: Values) -> Callable[[ImageFile, Values, str
         return _reconstructed
     if file.frames == 1 and "MOSAIC" in file.image_type:
         return _mosaic
-    if (
-        file.frames == 1
-        and "VFRAME" in file.image_type
-        and values.get(tags.UIH_CREATOR, b"").startswith(b"Image Private")
-    ):
+    if file.frames == 1 and "VFRAME" in file.image_type and values.get(tags.UIH_CREATOR):
         return _uih_mosaic
     return plain
 
@@ -174,6 +186,7 @@ def _functional_groups(file: ImageFile, values: Values, order: str) -> list[Slic
         trigger = binary(
             group(tags.CARDIAC_SYNCHRONIZATION_SEQUENCE), tags.NOMINAL_CARDIAC_TRIGGER_DELAY_TIME, "d", order
         )
+        place = binary(content, tags.IN_STACK_POSITION_NUMBER, "I", order)
         b_value = binary(group(tags.MR_DIFFUSION_SEQUENCE), tags.DIFFUSION_B_VALUE, "d", order)
         slices.append(
             Slice(
@@ -185,12 +198,15 @@ def _functional_groups(file: ImageFile, values: Values, order: str) -> list[Slic
                 thickness=thickness(measures),
                 slope=1.0 if slope is None else slope,
                 intercept=intercept or 0.0,
+                scaled=is_scaled(file, slope, intercept),
                 echo=echo[0] if echo else None,
                 component=component_of(
                     words(frame_type, tags.FRAME_TYPE), text(frame_type, tags.COMPLEX_IMAGE_COMPONENT)
                 ),
                 contrast=contrast_of(words(frame_type, tags.FRAME_TYPE) or file.image_type),
                 stack=f"segment {segment[0]}" if segment else text(content, tags.STACK_ID),
+                made=making(tuple((group(_MADE_IN[tag]) if tag in _MADE_IN else _NOTHING).get(tag) for tag in MADE)),
+                location=float(place[0]) if place else None,
                 order=(
                     float(time[0]) if time else None,
                     trigger[0] if trigger else None,
@@ -206,7 +222,21 @@ def _functional_groups(file: ImageFile, values: Values, order: str) -> list[Slic
                 ),
             )
         )
+    _refuse_planes_without_place(slices, {**shared, **frames[0]}, values)
     return slices
+
+
+def _refuse_planes_without_place(slices: list[Slice], groups: Values, values: Values) -> None:
+    """Refuse several frames that lie nowhere, unless a clock says that they are time points."""
+    if len(slices) < 2 or any(s.position for s in slices):
+        return
+    clocks = [ORDER.index(name) for name in ("temporal position", "trigger time", "acquisition time")]
+    timed = any(None not in (kinds := {s.order[at] for s in slices}) and len(kinds) == len(slices) for at in clocks)
+    cine = any(tag in values for tag in (tags.FRAME_TIME, tags.FRAME_TIME_VECTOR))
+    if tags.PLANE_POSITION_VOLUME_SEQUENCE in groups:
+        raise ScanError(f"expected positions in the patient, got {len(slices)} planes in coordinates of a transducer")
+    if not timed and (slices[0].file.sliced or not cine):
+        raise ScanError(f"expected a position or a time of each frame, got {len(slices)} frames with neither")
 
 
 def _dose(file: ImageFile, values: Values, order: str) -> list[Slice]:

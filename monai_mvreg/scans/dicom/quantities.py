@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
 
@@ -18,8 +19,9 @@ from monai_mvreg.scans.dicom import acquisition_date, tags
 from monai_mvreg.scans.dicom.elements import BIG_ENDIAN, Values, read_elements, read_head
 from monai_mvreg.scans.dicom.headers import binary, name_of, number, numbers, text, words
 from monai_mvreg.scans.dicom.pixels import lookup_table
+from monai_mvreg.scans.dicom.private_blocks import in_any_block
 from monai_mvreg.scans.dicom.slices import Slice
-from monai_mvreg.scans.formats.byte_ranges import ScanError
+from monai_mvreg.scans.formats.byte_ranges import ScanError, read_range
 
 Array = npt.NDArray[Any]
 
@@ -73,13 +75,15 @@ def suv_factor(s: Slice, began: datetime.datetime | None) -> float:
     Source: the vendor-neutral calculation of QIBA, https://qibawiki.rsna.org/index.php/Standardized_Uptake_Value_(SUV);
     DICOM PS3.3 C.8.9.1.
     """
+    if not s.scaled:
+        raise _lack(s, "expected RescaleSlope, got none: the stored values are no activity")
     values = _read(s, _PET)
     units = text(values, tags.UNITS)
     if units == "GML":
         if text(values, tags.SUV_TYPE) not in ("", "BW"):
             raise _lack(s, f"expected {name_of(tags.SUV_TYPE)} BW, got {text(values, tags.SUV_TYPE)!r}")
         return 1.0
-    if units == "CNTS" and text(values, tags.PHILIPS_PET_CREATOR).startswith("Philips PET"):
+    if units == "CNTS" and tags.PHILIPS_PET_CREATOR in values:
         factor = number(values, tags.PHILIPS_SUV_FACTOR)
         if factor:
             return factor
@@ -163,9 +167,9 @@ def philips_precise(slices: Sequence[Slice]) -> list[Slice]:
     """
     scaled = []
     for s in slices:
-        values = _read(s, {tags.PHILIPS_CREATOR: False, tags.PHILIPS_SCALE_SLOPE: False})
+        values = _read(s, {tags.PHILIPS_SCALE_SLOPE: False})
         scale = binary(values, tags.PHILIPS_SCALE_SLOPE, "f")
-        if not text(values, tags.PHILIPS_CREATOR).startswith("Philips") or not any(scale) or s.slope == 0:
+        if tags.PHILIPS_CREATOR not in values or not any(scale) or s.slope == 0:
             raise _lack(s, "expected Philips' private scale slope (2005,100E), got none")
         scaled.append(replace(s, slope=1 / scale[0], intercept=s.intercept / (s.slope * scale[0])))
     return scaled
@@ -184,8 +188,7 @@ def brightness(s: Slice, values: Array, *, inverted: bool) -> Array:
 
     Source: DICOM PS3.3 C.11.2.
     """
-    plain = (tags.WINDOW_CENTER, tags.WINDOW_WIDTH, tags.VOI_LUT_FUNCTION, tags.LUT_DESCRIPTOR, tags.LUT_DATA)
-    header = _read(s, {**dict.fromkeys(plain, False), tags.VOI_LUT_SEQUENCE: True})
+    header = _display_header(s)
     if tables := header.get(tags.VOI_LUT_SEQUENCE):
         shown = _looked_up(s, tables[0], values)
     else:
@@ -205,6 +208,26 @@ def brightness(s: Slice, values: Array, *, inverted: bool) -> Array:
     return np.asarray(1 - shown if inverted else shown)
 
 
+def _display_header(s: Slice) -> Values:
+    """What a header says of the display of one frame: in its own functional groups, the shared ones, or at the top."""
+    header = _display_headers(s.file.path, read_range(s.file.path, 0, 0)[1], s.file.image)
+    frames = header.get(tags.PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE) or []
+    own = frames[s.frame] if s.frame < len(frames) else {}
+    shared: Values = (header.get(tags.SHARED_FUNCTIONAL_GROUPS_SEQUENCE) or [{}])[0]
+    items = own.get(tags.FRAME_VOI_LUT_SEQUENCE) or shared.get(tags.FRAME_VOI_LUT_SEQUENCE) or [header]
+    found: Values = items[0]
+    return found
+
+
+@lru_cache(maxsize=1)  # the frames of one file are shown one after the other
+def _display_headers(path: str, size: int, image: str) -> Values:
+    plain = (tags.WINDOW_CENTER, tags.WINDOW_WIDTH, tags.VOI_LUT_FUNCTION, tags.LUT_DESCRIPTOR, tags.LUT_DATA)
+    groups = (tags.PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, tags.SHARED_FUNCTIONAL_GROUPS_SEQUENCE)
+    sequences = (tags.VOI_LUT_SEQUENCE, tags.FRAME_VOI_LUT_SEQUENCE, *groups)
+    wanted = {**dict.fromkeys(plain, False), **dict.fromkeys(sequences, True)}
+    return read_elements(path, read_head(path), wanted).values
+
+
 def _looked_up(s: Slice, table: Values, values: Array) -> Array:
     order = ">" if s.file.pixels.syntax == BIG_ENDIAN else "<"
     first, entries, bits = lookup_table(table, "VOI LUT", order=order, signed=s.file.pixels.signed or s.intercept < 0)
@@ -212,7 +235,7 @@ def _looked_up(s: Slice, table: Values, values: Array) -> Array:
 
 
 def _read(s: Slice, wanted: dict[int, bool]) -> Values:
-    return read_elements(s.file.path, read_head(s.file.path), wanted).values
+    return read_elements(s.file.path, read_head(s.file.path), in_any_block(wanted)).values
 
 
 def _lack(s: Slice, sentence: str) -> ScanError:

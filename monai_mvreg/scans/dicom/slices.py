@@ -11,9 +11,34 @@ import numpy as np
 
 from monai_mvreg.scans.dicom import tags
 from monai_mvreg.scans.dicom.acquisition_date import in_order, moment_of
-from monai_mvreg.scans.dicom.elements import Values, read_elements, read_head
-from monai_mvreg.scans.dicom.headers import ImageFile, binary, name_of, number, numbers, text
+from monai_mvreg.scans.dicom.elements import Values
+from monai_mvreg.scans.dicom.headers import PET, ImageFile, binary, name_of, number, numbers, text
 from monai_mvreg.scans.formats.byte_ranges import ScanError
+
+# How an image was made, as far as images at one place may differ in it. The last four are no reason to part them.
+MADE = (
+    tags.CONVOLUTION_KERNEL,
+    tags.FILTER_TYPE,
+    tags.KVP,
+    tags.RECEIVE_COIL_NAME,
+    tags.CONTRAST_BOLUS_AGENT,
+    tags.SERIES_DESCRIPTION,
+    tags.PROTOCOL_NAME,
+    tags.SCANNING_SEQUENCE,
+    tags.SEQUENCE_VARIANT,
+    tags.SCAN_OPTIONS,
+    tags.REPETITION_TIME,
+    tags.SLICE_THICKNESS,
+    tags.RECONSTRUCTION_DIAMETER,
+    tags.CORRECTED_IMAGE,
+    tags.ATTENUATION_CORRECTION_METHOD,
+    tags.RECONSTRUCTION_METHOD,
+    tags.SCATTER_CORRECTION_METHOD,
+    tags.FLIP_ANGLE,
+    tags.INVERSION_TIME,
+    tags.FRAME_REFERENCE_TIME,
+    tags.MANUFACTURER,
+)
 
 # What may tell time points apart, the most telling first.
 ORDER = (
@@ -91,6 +116,9 @@ class Slice:
 
     ``axes`` are the directions of a row and of a column, 3 numbers each; ``position`` is the first pixel; both are
     empty if unknown, as is ``spacing`` (x, y). ``thickness`` stands for the distance of slices where there is only one.
+    ``made`` holds the values of :data:`MADE`; ``location`` is where the header says again
+    that it lies, along a line, as it is written.
+    ``scaled`` is whether the header states slope and intercept.
     ``order`` holds what :data:`ORDER` names, None where unknown.
     """
 
@@ -102,11 +130,14 @@ class Slice:
     thickness: float = 0.0
     slope: float = 1.0
     intercept: float = 0.0
+    scaled: bool = True
     echo: float | None = None
     echo_number: float | None = None
     component: str = ""
     contrast: str = ""
     stack: str = ""
+    made: tuple[bytes | None, ...] = ()
+    location: float | bytes | None = None
     order: tuple[Any, ...] = (None,) * len(ORDER)
 
 
@@ -124,6 +155,7 @@ def plain(file: ImageFile, values: Values, order: str) -> list[Slice]:
         thickness=thickness(values),
         slope=1.0 if slope is None else slope,
         intercept=intercept or 0.0,
+        scaled=tags.MODALITY_LUT_SEQUENCE in values or is_scaled(file, slope, intercept),
         echo=number(values, tags.ECHO_TIME),
         echo_number=next(iter(numbers(values, tags.ECHO_NUMBERS, 0)), None),
         component=component_of(file.image_type, text(values, tags.COMPLEX_IMAGE_COMPONENT))
@@ -131,45 +163,47 @@ def plain(file: ImageFile, values: Values, order: str) -> list[Slice]:
         else "",
         contrast=contrast_of(file.image_type),
         stack="",
+        made=making(tuple(map(values.get, MADE))) if single else (),
+        location=values.get(tags.SLICE_LOCATION) if single else None,
         order=(
             number(values, tags.TEMPORAL_POSITION_IDENTIFIER),
             number(values, tags.TRIGGER_TIME),
             number(values, tags.ACQUISITION_NUMBER),
-            _b_value(values, order),
-            *(None,) * 6,  # see in_detail
+            b_value_of(values, order),
+            *(None,) * 6,  # see in_detail of same_place
             instance,
         ),
     )
-    if values.get(tags.GE_CREATOR, b"").startswith(b"GEMS_PARM"):
+    if tags.GE_CREATOR in values:
         first = replace(first, **_of_ge(first, values, order))
     if single:
         return [first]
-    return [replace(first, frame=at, order=(*first.order[:-1], numbered(instance, at))) for at in range(file.frames)]
+    parts = _parts_of(file, values, order)
+    return [
+        replace(first, frame=at, stack=parts[at], order=(*first.order[:-1], numbered(instance, at)))
+        for at in range(file.frames)
+    ]
 
 
-_DETAILS = {
-    **dict.fromkeys((tags.FLIP_ANGLE, tags.INVERSION_TIME), False),
-    **dict.fromkeys((tags.ACQUISITION_DATE, tags.ACQUISITION_TIME, tags.CONTENT_DATE, tags.CONTENT_TIME), False),
-    **dict.fromkeys((tags.GE_CREATOR, tags.GE_B_VALUE, tags.FRAME_REFERENCE_TIME), False),
-    **dict.fromkeys((tags.PHILIPS_IMAGING_CREATOR, tags.PHILIPS_B_VALUE, tags.PHILIPS_DIRECTION), False),
-}
+def _parts_of(file: ImageFile, values: Values, order: str) -> list[str]:
+    """Which detector and energy window of nuclear medicine each frame is of; they are no time points of each other."""
+    parts = [""] * file.frames
+    for tag, what in ((tags.DETECTOR_VECTOR, "detector"), (tags.ENERGY_WINDOW_VECTOR, "window")):
+        found = binary(values, tag, "H", order)
+        if len(found) == file.frames and len(set(found)) > 1:
+            parts = [f"{part} {what} {number}".strip() for part, number in zip(parts, found, strict=True)]
+    return parts
 
 
-def in_detail(s: Slice) -> Slice:
-    """Add what else tells apart images at one place: read only where there are several, for it takes time."""
-    elements = read_elements(s.file.path, read_head(s.file.path), _DETAILS)
-    values = elements.values
-    known = dict(zip(ORDER, s.order, strict=True))
-    if known["b-value"] is None:
-        known["b-value"] = _b_value(values, elements.order)
-    known["flip angle"], known["inversion time"], known["frame reference time"] = (
-        number(values, tag) for tag in (tags.FLIP_ANGLE, tags.INVERSION_TIME, tags.FRAME_REFERENCE_TIME)
-    )
-    known["acquisition time"] = clock(values.get(tags.ACQUISITION_DATE, b""), values.get(tags.ACQUISITION_TIME, b""))
-    known["content time"] = clock(values.get(tags.CONTENT_DATE, b""), values.get(tags.CONTENT_TIME, b""))
-    philips = values.get(tags.PHILIPS_IMAGING_CREATOR, b"").startswith(b"Philips Imaging")
-    mean = philips and values.get(tags.PHILIPS_DIRECTION, b"").strip() == b"I"  # over all directions
-    return replace(s, order=tuple(known.values()), contrast="isotropic" if mean else s.contrast)
+def is_scaled(file: ImageFile, slope: float | None, intercept: float | None) -> bool:
+    """Whether slope and intercept are stated; in PET the intercept is 0 by definition (PS3.3 C.8.9.1)."""
+    return slope is not None and (intercept is not None or file.kind in PET)
+
+
+@lru_cache(maxsize=4096)
+def making(made: tuple[bytes | None, ...]) -> tuple[bytes | None, ...]:
+    """How an image was made, as one object for all images that were made in the same way."""
+    return made
 
 
 def _of_ge(s: Slice, values: Values, order: str) -> dict[str, Any]:
@@ -218,16 +252,17 @@ def thickness(values: Values) -> float:
     return abs(number(values, tags.SPACING_BETWEEN_SLICES) or number(values, tags.SLICE_THICKNESS) or 0.0)
 
 
-def _b_value(values: Values, order: str) -> float | None:
+def b_value_of(values: Values, order: str) -> float | None:
+    """The b-value of a diffusion image in s/mm2, as the standard or a maker writes it; None if it is not said."""
     found = binary(values, tags.DIFFUSION_B_VALUE, "d", order)
     if found:
         return float(found[0])
-    if values.get(tags.SIEMENS_CREATOR, b"").startswith(b"SIEMENS MR HEADER"):
+    if tags.SIEMENS_CREATOR in values:
         return number(values, tags.SIEMENS_B_VALUE)
-    if values.get(tags.GE_CREATOR, b"").startswith(b"GEMS_PARM"):
+    if tags.GE_CREATOR in values:
         ge = numbers(values, tags.GE_B_VALUE, 0)
         return ge[0] % 100_000 if ge else None  # some versions add 10^9
-    if values.get(tags.PHILIPS_IMAGING_CREATOR, b"").startswith(b"Philips Imaging"):
+    if tags.PHILIPS_IMAGING_CREATOR in values:
         philips = binary(values, tags.PHILIPS_B_VALUE, "f", order)
         return float(philips[0]) if philips else None
     return None

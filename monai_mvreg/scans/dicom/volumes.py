@@ -12,7 +12,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -20,15 +19,23 @@ import numpy.typing as npt
 
 from monai_mvreg.scans.dicom import tags
 from monai_mvreg.scans.dicom.headers import RT_DOSE, ImageFile, text
-from monai_mvreg.scans.dicom.slices import ORDER, Slice, in_detail
+from monai_mvreg.scans.dicom.same_place import (
+    TIMES,
+    by_making,
+    clusters,
+    fill_places,
+    in_order_of,
+    listed,
+    location_of,
+    name_of_slice,
+)
+from monai_mvreg.scans.dicom.slices import Slice
 from monai_mvreg.scans.formats.byte_ranges import ScanError
 
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
-# What may differ from position to position.
-_AT_EACH = ORDER[-4:]
 _SAME = 2e-4  # directions, relative pixel distances: what is nearer than this differs by how it was written
 
 
@@ -47,6 +54,11 @@ class Stack:
     tilt: float
     heights: tuple[float, ...]
     labels: tuple[str, ...]
+
+    @property
+    def timed(self) -> bool:
+        """Whether its frames are time points by a clock, or by an order of acquisition."""
+        return self.labels[0].startswith(TIMES) if self.labels else self.slices[0][0].file.cine
 
 
 def find_stacks(slices: Sequence[Slice], *, resample: bool = False) -> list[Stack | ScanError]:
@@ -67,9 +79,9 @@ def find_stacks(slices: Sequence[Slice], *, resample: bool = False) -> list[Stac
     rest: list[Slice] = []
     for s in slices:
         if s.file.flat or not (s.position or s.file.sliced):
-            alone[s.file.path].append(s)
+            alone[f"{s.file.path} {s.stack}"].append(s)
         elif s.file.refusal:
-            raise ScanError(f"{_name(s)}: {s.file.refusal}")
+            raise ScanError(f"{name_of_slice(s)}: {s.file.refusal}")
         else:
             rest.append(s)
     if rest:
@@ -79,7 +91,7 @@ def find_stacks(slices: Sequence[Slice], *, resample: bool = False) -> list[Stac
     for name, group in zip(_stack_names(groups), groups, strict=True):
         try:
             if group[0].file.refusal:
-                raise ScanError(f"{_name(group[0])}: {group[0].file.refusal}")
+                raise ScanError(f"{name_of_slice(group[0])}: {group[0].file.refusal}")
             stacks.append(_arranged(name, group, resample))
         except ScanError as error:
             stacks.append(ScanError(f"{name}: {error}" if name else str(error)))
@@ -92,12 +104,12 @@ def _grouped(slices: list[Slice]) -> list[Sequence[Slice]]:
     if lost:
         if len(lost) == len(slices) and len({s.file.path for s in slices}) == 1:
             return [slices]
-        raise ScanError(f"expected a position and orientation of every image, none in {_listed(lost)}")
+        raise ScanError(f"expected a position and orientation of every image, none in {listed(lost)}")
     near_axes, near_spacing = _nearest(s.axes for s in slices), _nearest(s.spacing for s in slices)
+    near_echo = clusters((s.echo for s in slices), 1e-3)
     parts: dict[tuple[Any, ...], list[Slice]] = defaultdict(list)
     for s in slices:
         made = (s.file.shape, near_axes[s.axes], near_spacing[s.spacing], s.file.pixels.photometric)
-        echo = s.echo if s.echo is None else round(s.echo, 3)
         seen = (
             s.file.modality,
             s.file.kind,
@@ -105,21 +117,31 @@ def _grouped(slices: list[Slice]) -> list[Sequence[Slice]]:
             _unit_of(s.file),
             s.file.path if s.file.kind == RT_DOSE else "",
         )
-        differs = (s.file.series_number, echo, s.echo_number, s.component, s.contrast, s.stack)
+        differs = (_number(s.file.series_number), near_echo[s.echo], s.echo_number, s.component, s.contrast, s.stack)
         parts[(*made, *seen, *differs)].append(s)
+    _warn_of_spaces(list(parts.values()))
     _refuse_odd_ones(list(parts.values()))
-    return [part for group in parts.values() for same in _by_contrast(group) for part in _by_image_type(same)]
+    return [part for group in parts.values() for same in by_making(group) for part in _by_image_type(same)]
 
 
-def _by_contrast(slices: list[Slice]) -> list[list[Slice]]:
-    """Part images that share their places by what stands late in their headers."""
-    single = slices[0].file.frames == 1 and slices[0].file.tiles == (1, 1)
-    if not single or len({s.position for s in slices}) == len(slices):
-        return [slices]
-    parts: dict[str, list[Slice]] = defaultdict(list)
-    for s in map(in_detail, slices):
-        parts[s.contrast].append(s)
-    return list(parts.values())
+def _number(text: str) -> float | str:
+    """A number that may be written in several ways."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _warn_of_spaces(parts: list[list[Slice]]) -> None:
+    """Say once that images that look like slices of one volume have one frame of reference each."""
+    single = [part[0] for part in parts if len(part) == 1]
+    spaces = {s.file.space for s in single}
+    if len(spaces) > 1 and len(spaces) == len(single) and len({s.position for s in single}) > 1:
+        logger.warning(
+            "%s: %d images of one series have a FrameOfReferenceUID each, so they are separate scans",
+            name_of_slice(single[0]),
+            len(single),
+        )
 
 
 def _unit_of(file: ImageFile) -> str:
@@ -162,7 +184,7 @@ def _refuse_odd_ones(parts: list[list[Slice]]) -> None:
         places = np.array([s.position for s in part]) @ normal
         among = ((places > heights.min() - margin) & (places < heights.max() + margin)).all()
         if differs and parallel and among:
-            raise ScanError(f"expected one {' and '.join(differs)}, got another in {_listed(part)}")
+            raise ScanError(f"expected one {' and '.join(differs)}, got another in {listed(part)}")
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -179,10 +201,7 @@ def _by_image_type(slices: list[Slice]) -> list[Sequence[Slice]]:
         types[s.file.image_type].append(s)
     if len(types) == 1:
         return [slices]
-    filled = [sorted(Counter(np.round(_heights(part)[1], 2).tolist()).items()) for part in types.values()]
-    places = [[place for place, _ in part] for part in filled]
-    even = all(len({count for _, count in part}) == 1 for part in filled)
-    return list(types.values()) if even and all(part == places[0] for part in places) else [slices]
+    return list(types.values()) if fill_places(list(types.values())) else [slices]
 
 
 def _stack_names(groups: Sequence[Sequence[Slice]]) -> list[str]:
@@ -239,18 +258,25 @@ def _arranged(name: str, slices: Sequence[Slice], resample: bool) -> Stack:
     for place in filter(lambda place: len(place) > 1, places):
         spread = np.ptp([s.position for s in place], axis=0).max()
         if spread > max(same if np.isfinite(same) else 0.0, 0.1):
-            raise ScanError(f"expected one slice at each height, got {_listed(place)} beside each other")
+            raise ScanError(f"expected one slice at each height, got {listed(place)} beside each other")
+        said = [location for s in place if (location := location_of(s)) is not None]
+        if len(said) > 1 and max(said) - min(said) > 0.1:
+            raise ScanError(
+                f"expected one position of images with one SliceLocation, got {min(said):g} to {max(said):g} at "
+                f"{_height(place[0], normal)}: {listed(place)}"
+            )
     counts = [len(place) for place in places]
     usual = max(set(counts), key=counts.count)
     for place, count in zip(places, counts, strict=True):
         if count != usual:
             raise ScanError(
                 f"expected {usual} image{'s' * (usual > 1)} at each position, got {count} at "
-                f"{_height(place[0], normal)}: {_listed(place)}"
+                f"{_height(place[0], normal)}: {listed(place)}"
             )
+    _refuse_mixed_scales(slices)
     labels: tuple[str, ...] = ()
     if usual > 1:
-        places, labels = _in_time(places)
+        places, labels = in_order_of(places)
     line = [place[0] for place in places]
     even = _regular(line, normal, resample)
     affine, tilt = _affine(line, normal)
@@ -258,35 +284,11 @@ def _arranged(name: str, slices: Sequence[Slice], resample: bool) -> Stack:
     return Stack(name, tuple(zip(*places, strict=True)), affine, tilt, () if even else level, labels)
 
 
-def _in_time(places: list[list[Slice]]) -> tuple[list[list[Slice]], tuple[str, ...]]:
-    """Order the images at each position by the first attribute that tells them apart in the same way everywhere."""
-    count = len(places[0])
-    # First what is the same at all positions, then what at least comes one after the other at each of them.
-    for at, what in [*enumerate(ORDER[: -len(_AT_EACH)]), *((ORDER.index(name), name) for name in _AT_EACH)]:
-        keys = [[s.order[at] for s in place] for place in places]
-        if any(key is None for row in keys for key in row):
-            continue
-        if what == "dimension index":  # the indices of the position are the same for all images at it
-            varying = [i for i, column in enumerate(zip(*keys[0], strict=False)) if len(set(column)) > 1]
-            keys = [[tuple(key[i] for i in varying if i < len(key)) for key in row] for row in keys]
-        last, each = what == ORDER[-1], what in _AT_EACH
-        wanted = sorted(set(keys[0]))
-        if len(wanted) < count or not all(len(set(row)) == count if each else sorted(row) == wanted for row in keys):
-            continue
-        ordered = [
-            [s for _, s in sorted(zip(row, place, strict=True), key=lambda pair: pair[0])]
-            for row, place in zip(keys, places, strict=True)
-        ]
-        if last:
-            logger.warning(
-                "%s: %d images at each position are told apart by their numbers alone", _name(places[0][0]), count
-            )
-        return ordered, tuple(f"{what} {number + 1 if each else _shown(key)}" for number, key in enumerate(wanted))
-    raise ScanError(f"got {count} images at each position, and nothing that tells them apart: {_listed(places[0])}")
-
-
-def _shown(key: Any) -> str:
-    return ".".join(map(str, key)) if isinstance(key, tuple) else f"{key:g}"
+def _refuse_mixed_scales(slices: Sequence[Slice]) -> None:
+    """Refuse a volume in which some images state a scale other than 1 and others state none."""
+    bare = [s for s in slices if not s.scaled]
+    if bare and any(s.scaled and (s.slope, s.intercept) != (1.0, 0.0) for s in slices):
+        raise ScanError(f"expected RescaleSlope and RescaleIntercept of every image, lacking in {listed(bare)}")
 
 
 def _regular(line: list[Slice], normal: Array, resample: bool) -> bool:
@@ -305,20 +307,39 @@ def _regular(line: list[Slice], normal: Array, resample: bool) -> bool:
     usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])
     unusual = np.abs(gaps - usual)
     at = int((unusual > 0.5 * unusual.max()).argmax())
-    times = gaps / usual
+    narrow = gaps[gaps < 1.5 * gaps.min()]  # where more than half of the slices are lost, most gaps are wide
+    times = gaps / (float(np.median(narrow)) if len(narrow) >= 0.25 * len(gaps) else usual)
     whole = (np.abs(times - times.round()) < 0.1) & (times > 1.5)
     missing = int((times.round() - 1)[whole].sum())
-    # A few gaps of whole steps are slices that got lost; many are a scanner's plan, two blocks of two distances.
-    lost = bool(missing) and whole.sum() <= max(1, 0.1 * len(gaps)) and bool((whole | (np.abs(times - 1) < 0.1)).all())
+    # A scanner's plan has two distances in two or three blocks, the wider one in more than a few gaps. Other gaps of
+    # whole steps are slices that got lost.
+    borders = np.flatnonzero(np.diff(times.round())) + 1
+    blocks = np.diff([0, *borders, len(gaps)])
+    planned = len(blocks) <= 3 and blocks.min() > 1 and whole.sum() > max(1, 0.1 * len(gaps))
+    lost = bool(missing) and not planned and bool((whole | (np.abs(times - 1) < 0.1)).all())
     if resample and not lost:
+        even_count(origins @ normal)
         straight = np.linalg.norm(np.cross(origins - origins[0], _unit(origins[-1] - origins[0])), axis=1).max()
         if straight <= max(0.02 * usual, 0.06):
             return False
-    where = " and ".join(f"{_name(s)} (at {_height(s, normal)})" for s in line[at : at + 2])
+    where = " and ".join(f"{name_of_slice(s)} (at {_height(s, normal)})" for s in line[at : at + 2])
     raise ScanError(
         f"expected slices every {usual:.3f} mm, got {gaps[at]:.3f} mm between {where}"
         + (f": {missing} missing" if lost else " (resample interpolates)")
     )
+
+
+def even_count(heights: Sequence[float] | Array) -> int:
+    """How many slices at even distances replace those at uneven heights: the smallest distance is kept.
+
+    Raises:
+        ScanError: if they are more than ten times as many.
+    """
+    gaps = np.diff(heights)
+    count = round(float(gaps.sum() / gaps.min())) + 1
+    if count > 10 * len(heights):
+        raise ScanError(f"expected slices that some more can even out, got {len(heights)} that would need {count}")
+    return count
 
 
 def _affine(line: Sequence[Slice], normal: Array) -> tuple[Array, float]:
@@ -355,13 +376,3 @@ def _plane(s: Slice) -> str:
 
 def _height(s: Slice, normal: Array) -> str:
     return f"{float(np.dot(s.position, normal)):.2f} mm"
-
-
-def _name(s: Slice) -> str:
-    several = s.file.frames > 1 or s.file.tiles != (1, 1)
-    return PurePath(s.file.path).name + (f" frame {s.frame + 1}" if several else "")
-
-
-def _listed(slices: Sequence[Slice]) -> str:
-    more = f" and {len(slices) - 5} more" if len(slices) > 5 else ""
-    return ", ".join(map(_name, slices[:5])) + more

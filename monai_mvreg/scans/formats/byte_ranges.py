@@ -6,8 +6,9 @@ import os
 import stat
 import zipfile
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+POINTS_OUT = "a name that points out of its zip"
 # A picture or volume compresses 2 to 20 fold, and a mask some 500 fold.
 _BOMB = ((2**26, 1000), (2**30, 100))
 
@@ -92,11 +93,20 @@ def zip_members(archive: str | Path) -> list[zipfile.ZipInfo]:
     return [info for info in _opened(archive).infolist() if not info.is_dir()]
 
 
+def named_members(archive: str | Path) -> dict[str, list[zipfile.ZipInfo]]:
+    """The members of a zip by the path that they have in it; a zip may hold several of one name.
+
+    Raises:
+        ScanError: if it is damaged.
+    """
+    return _opened(archive).named
+
+
 def unsafe_member(info: zipfile.ZipInfo) -> str:
     """Say why a member of a zip is not opened, or nothing."""
     parts = info.filename.replace("\\", "/").split("/")
     if ".." in parts or info.filename.startswith(("/", "\\")) or ":" in parts[0]:
-        return "a name that points out of its zip"
+        return POINTS_OUT
     if info.flag_bits & 1:
         return "encrypted"
     return ""
@@ -109,7 +119,9 @@ def _read_member(path: Path, start: int, length: int) -> tuple[bytes, int]:
         raise ScanError("there is no such file")
     opened = _opened(archive)
     try:
-        info = opened.getinfo(path.relative_to(archive).as_posix())
+        (info, *others) = opened.named[path.relative_to(archive).as_posix()]
+        if any(other.CRC != info.CRC for other in others):
+            raise ScanError(f"expected one member of the zip with this name, got {len(others) + 1} that differ")
         if reason := unsafe_member(info):
             raise ScanError(reason)
         refuse_bomb(info.compress_size, info.file_size)
@@ -121,7 +133,18 @@ def _read_member(path: Path, start: int, length: int) -> tuple[bytes, int]:
         raise ScanError(f"cannot be read from its zip ({type(error).__name__})") from None
 
 
-def _opened(archive: str | Path) -> zipfile.ZipFile:
+class _Zip(zipfile.ZipFile):
+    """A zip with its members by path: names such as ``./a`` and ``x//a`` are brought to the form that paths have."""
+
+    def __init__(self, archive: str) -> None:
+        super().__init__(archive)
+        self.named: dict[str, list[zipfile.ZipInfo]] = {}
+        for info in self.infolist():
+            if not info.is_dir() or info.file_size:
+                self.named.setdefault(PurePosixPath(info.filename).as_posix(), []).append(info)
+
+
+def _opened(archive: str | Path) -> _Zip:
     try:
         facts = Path(archive).stat()
         return _zip_file(str(archive), facts.st_mtime_ns, facts.st_size, os.getpid())
@@ -132,5 +155,5 @@ def _opened(archive: str | Path) -> zipfile.ZipFile:
 # One archive stays open: to list thousands of members anew for each of them would take minutes. A forked process opens
 # its own, because processes that share a descriptor move its position under each other.
 @lru_cache(maxsize=1)
-def _zip_file(archive: str, changed: int, size: int, process: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(archive)
+def _zip_file(archive: str, changed: int, size: int, process: int) -> _Zip:
+    return _Zip(archive)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
-_HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
+_EXTENDED_BYTES = 2**14  # a header (348 bytes, in NIfTI-2 540), and most of what extends it
 _MILLIMETRES = {1: 1000.0, 3: 0.001}  # per metre and per micron; everything else is in mm
 _TRAILING = 2**26
 
@@ -76,7 +77,9 @@ def nifti_header(path: Path) -> Nifti:
     raw = _header_bytes(beside)
     try:
         kinds = [kind for kind in _HEADERS if _is_a(kind, raw) and (pair or kind.is_single)]
-        header = next(kind(raw[: kind.sizeof_hdr], check=True) for kind in kinds)
+        bare = next(kind(raw[: kind.sizeof_hdr], check=False) for kind in kinds)
+        _check_offset(raw, bare)
+        header = type(bare)(raw[: bare.sizeof_hdr], check=True)
         shape, kind = tuple(map(int, header.get_data_shape())), header.get_data_dtype()
         affine, offset = np.asarray(header.get_best_affine(), np.float64), int(header.get_data_offset())
         slope, intercept = header.get_slope_inter()
@@ -84,6 +87,8 @@ def nifti_header(path: Path) -> Nifti:
         oriented = bool(header["qform_code"] or header["sform_code"])
     except StopIteration:
         raise ScanError("expected a NIfTI file, got another format") from None
+    except ScanError:
+        raise
     except Exception as error:  # nibabel has errors of its own, and hostile numbers cause others
         raise ScanError(f"damaged NIfTI header ({type(error).__name__})") from None
     affine[:3] *= units
@@ -113,8 +118,28 @@ def nifti_header(path: Path) -> Nifti:
         spacing=tuple(map(float, voxel_sizes(affine)[: len(space)])),
         offset=offset,
         kind=kind,
-        scale=(1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)),
+        scale=(1.0, 0.0) if colour else (1.0 if slope is None else slope, 0.0 if intercept is None else intercept),
     )
+
+
+def _check_offset(raw: bytes, header: Any) -> None:
+    """Refuse an offset that lets the header, or what extends it, be read as voxels (nifti1.h, vox_offset)."""
+    start, ahead = float(header["vox_offset"]), int(header.sizeof_hdr)
+    least = ahead + 4 if header.is_single else 0
+    if not start >= least or start != start // 1:
+        raise ScanError(f"expected voxels that begin at byte {least} or later, got vox_offset {start:g}")
+    if not header.is_single or not any(raw[ahead : ahead + 1]):
+        return
+    at, form = least, header.endianness + "ii"
+    while at + 8 <= len(raw):
+        size, code = struct.unpack_from(form, raw, at)
+        if size < 16 or size % 16 or not 0 <= code < 1000:  # no extension
+            return
+        if at <= start < at + size:
+            raise ScanError(f"expected voxels after the extensions of the header, got vox_offset {start:g} within them")
+        at += size
+        if at >= start:
+            return
 
 
 def _header_suffix(found: re.Match[str]) -> str:
@@ -140,10 +165,10 @@ def _is_a(kind: Any, raw: bytes) -> bool:
 def _header_bytes(path: Path) -> bytes:
     raw, _ = read_range(path, 0, 2**16)
     if raw[:2] != b"\x1f\x8b":
-        return raw[:_HEADER_BYTES]
+        return raw[:_EXTENDED_BYTES]
     try:
         with _unzipped(io.BytesIO(raw)) as file:
-            return bytes(file.read(_HEADER_BYTES))
+            return bytes(file.read(_EXTENDED_BYTES))
     except Exception as error:
         raise ScanError(f"damaged gzip file ({type(error).__name__})") from None
 

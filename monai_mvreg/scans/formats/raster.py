@@ -19,6 +19,14 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from monai_mvreg.scans.formats.byte_ranges import ScanError, read_range, read_whole, refuse_bomb
+from monai_mvreg.scans.formats.text_headers import (
+    TEXT_BYTES,
+    in_millimetres,
+    intensity,
+    lies_in_patient,
+    meta_fields,
+    nrrd_fields,
+)
 
 Array = npt.NDArray[Any]
 
@@ -27,13 +35,16 @@ _GREY = {"1", "L", "I", "F", "I;16", "I;16B", "I;16L"}
 _COLOURS = {"RGB", "RGBA", "P", "LA"}
 # Bits and sample format (1 unsigned, 2 signed, 3 float) of the TIFFs whose values Pillow keeps.
 _TIFF_KINDS = {*((bits, 1) for bits in (1, 2, 4, 8, 16)), (16, 2), (32, 2), (32, 3)}
+_SUBFILE_TYPE, _OLD_SUBFILE_TYPE = 254, 255  # bits of the first: 1 a smaller copy, 2 one of many pages, 4 a mask
 _VOLUMES = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
-_TEXT_BYTES = 2**20  # of a header; what follows is voxels
 
 
 @dataclass(frozen=True)
 class Raster:
-    """What a picture or volume says of itself: ``shape`` in space (x first), ``frames``, ``spacing`` in mm if known."""
+    """What a picture or volume says of itself: ``shape`` in space (x first), ``frames``, ``spacing`` in mm if known.
+
+    ``affine`` is None if the file does not say how it lies in the patient.
+    """
 
     path: Path
     shape: tuple[int, ...]
@@ -84,6 +95,20 @@ def _check_page(image: ImageFile, size: int) -> None:
             raise ScanError(f"expected a TIFF of {bits} bits in which the smallest value is black")
 
 
+def _pages(image: ImageFile) -> list[int]:
+    """The pages of a picture that are separate images: not the preview that a camera or a scanner adds."""
+    if not isinstance(image, TiffImageFile):
+        # What stands behind the picture of a JPEG (MPF) is a preview or another view; the frames of a PNG move.
+        return [0] if image.format in ("JPEG", "MPO") else list(range(getattr(image, "n_frames", 1)))
+    pages = []
+    for page in range(image.n_frames):
+        image.seek(page)
+        if not image.tag_v2.get(_SUBFILE_TYPE, 0) & 5 and image.tag_v2.get(_OLD_SUBFILE_TYPE, 1) != 2:
+            pages.append(page)
+    image.seek(0)
+    return pages if pages and pages[0] == 0 else [0, *pages]
+
+
 def picture_header(path: Path) -> Raster:
     """Read the size of a picture; a TIFF may have several pages, which are its frames.
 
@@ -93,7 +118,7 @@ def picture_header(path: Path) -> Raster:
     with _picture(path) as image:
         turned = image.getexif().get(0x0112, 1) >= 5  # stored lying on its side
         shape = image.size[::-1] if turned else image.size
-        return Raster(path, shape, getattr(image, "n_frames", 1), image.mode in _COLOURS, (), None)
+        return Raster(path, shape, len(_pages(image)), image.mode in _COLOURS, (), None)
 
 
 def read_picture(path: Path, frame: int) -> Array:
@@ -103,11 +128,11 @@ def read_picture(path: Path, frame: int) -> Array:
         ScanError: if it is damaged, or partly transparent.
     """
     with _picture(path) as image:
-        size, colour = image.size, image.mode in _COLOURS
-        image.seek(frame)
+        size, colour, page = image.size, image.mode in _COLOURS, _pages(image)[frame]
+        image.seek(page)
         _check_page(image, read_range(path, 0, 0)[1])
         if (image.size, image.mode in _COLOURS) != (size, colour):
-            raise ScanError(f"expected pages of one size and kind, got another on page {frame + 1}")
+            raise ScanError(f"expected pages of one size and kind, got another on page {page + 1}")
         upright = ImageOps.exif_transpose(image)
         if upright.mode in _GREY:
             return np.asarray(upright).astype(np.float32)
@@ -123,7 +148,8 @@ def volume_header(path: Path) -> Raster:
     Raises:
         ScanError: if it is damaged, keeps its voxels in a file elsewhere, or claims more voxels than it has bytes.
     """
-    reader = _reader(path)
+    reader, fields = _reader(path), _fields(path)
+    intensity(fields)
     components, dimensions, size = reader.GetNumberOfComponents(), reader.GetDimension(), reader.GetSize()
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     colour = components == 3 and kind == "vector of 8-bit unsigned integer"
@@ -136,9 +162,12 @@ def volume_header(path: Path) -> Raster:
     axes = min(dimensions, 3)
     affine[:axes, :axes] = direction[:axes, :axes] * spacing[:axes]
     affine[:axes, 3] = origin[:axes]
+    affine = in_millimetres(fields, affine, colour=colour)
+    placed = lies_in_patient(fields, affine[:axes, :axes], nrrd=_is_nrrd(path))
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK counts to the left and to the back
     frames = size[3] if dimensions > 3 else 1
-    return Raster(path, tuple(size[:space]), frames, colour, tuple(map(float, spacing[:space])), affine)
+    lengths = tuple(map(float, np.linalg.norm(affine[:3, :space], axis=0)))
+    return Raster(path, tuple(size[:space]), frames, colour, lengths, affine if placed else None)
 
 
 def read_volume(path: Path) -> Array:
@@ -149,9 +178,13 @@ def read_volume(path: Path) -> Array:
     """
     header = volume_header(path)
     try:
-        values: Array = sitk.GetArrayFromImage(_reader(path).Execute()).astype(np.float32)
+        values: Array = sitk.GetArrayFromImage(_reader(path).Execute())
     except RuntimeError:
         raise ScanError("truncated or damaged") from None
+    slope, offset = intensity(_fields(path))
+    if (slope, offset) != (1.0, 0.0):
+        values = values * np.float64(slope) + np.float64(offset)
+    values = values.astype(np.float32)
     return values.reshape(header.frames, *header.shape[::-1], *((3,) if header.colour else ()))
 
 
@@ -164,17 +197,23 @@ def voxel_file(path: Path) -> Path:
     return _voxels(path, _fields(path))
 
 
+def _is_nrrd(path: Path) -> bool:
+    return _VOLUMES[path.suffix.lower()] == "NrrdImageIO"
+
+
 def _fields(path: Path) -> dict[str, str]:
-    start, _ = read_range(path, 0, _TEXT_BYTES)
+    start, _ = read_range(path, 0, TEXT_BYTES)
     if not path.is_file():
         raise ScanError("a volume of this format inside a zip is not read: unzip it first")
-    return _nrrd_fields(start) if _VOLUMES[path.suffix.lower()] == "NrrdImageIO" else _meta_fields(start)
+    return nrrd_fields(start) if _is_nrrd(path) else meta_fields(start)
 
 
 def _voxels(path: Path, fields: dict[str, str]) -> Path:
     name = fields.get("datafile", "LOCAL")
     if name.upper() == "LOCAL":
         return path
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
     plain = bool(name) and Path(name).name == name
     voxels = path.with_name(name) if plain else path
     if not plain or not os.path.isfile(voxels) or voxels.is_symlink():  # noqa: PTH113, of any length
@@ -201,46 +240,6 @@ def _reader(path: Path) -> Any:
     elif have < needed:
         raise ScanError(f"truncated: expected {needed} bytes of voxels, got {have}")
     return reader
-
-
-def _meta_fields(start: bytes) -> dict[str, str]:
-    """The lines ``Key = value`` of a MetaImage, of which ElementDataFile is the last.
-
-    ITK reads them more loosely than this, so whatever it could take for another name of the data file is refused.
-    """
-    fields: dict[str, str] = {}
-    for line in start.split(b"\n"):
-        found = re.fullmatch(rb"(\w+) *= *(.*?)\s*", line, re.S)
-        if found is None:
-            break
-        key, value = found[1].decode().lower(), found[2].decode("utf-8", "replace")
-        if key == "elementdatafile":
-            packed = fields.get("compresseddata", "False").lower() == "true"
-            return {"datafile": value, "encoding": "gzip" if packed else "raw"}
-        fields[key] = value
-    raise ScanError("expected the lines 'Key = value' of a MetaImage up to its ElementDataFile")
-
-
-def _nrrd_fields(start: bytes) -> dict[str, str]:
-    """The lines ``field: value`` of an NRRD header, up to its empty line."""
-    fields: dict[str, str] = {}
-    lines = start.split(b"\n")
-    if len(start) == _TEXT_BYTES:
-        lines.pop()  # it may go on
-    for line in lines[1:]:
-        line = line.rstrip(b"\r")
-        if not line:
-            return fields
-        if line.startswith(b"#") or b":=" in line:
-            continue
-        field, colon, value = line.decode("utf-8", "replace").partition(":")
-        key = "".join(field.split()).lower()
-        if not colon or field != field.strip() or key in fields:
-            raise ScanError("expected the lines 'field: value' of an NRRD header, each field once")
-        fields[key] = value.strip()
-    if len(start) == _TEXT_BYTES:
-        raise ScanError(f"expected an NRRD header of at most {_TEXT_BYTES} bytes")
-    return fields
 
 
 def _item_bytes(reader: Any) -> int:

@@ -16,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 from make_dicom import new_image, refusal, save
 from PIL import Image
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import get_decoder
 from pydicom.uid import ExplicitVRBigEndian, JPEGLosslessSV1, RLELossless
 
@@ -24,6 +25,7 @@ from monai_mvreg.scans.dicom.elements import read_elements, read_head
 from monai_mvreg.scans.dicom.multiframe import read_slices
 from monai_mvreg.scans.dicom.pixels import read_values
 from monai_mvreg.scans.formats.byte_ranges import ScanError
+from monai_mvreg.scans.read import read_scan
 
 PYDICOM = Path(pydicom.__file__).parent / "data/test_files"
 
@@ -242,3 +244,29 @@ def test_a_forked_process_decodes_although_a_thread_of_its_parent_did(tmp_path: 
         child.start()
         child.join(timeout=20)
     assert child.exitcode == 0
+
+
+def test_jpeg_of_twelve_bits_is_read_without_noise(capfd: pytest.CaptureFixture[str]) -> None:
+    read_scan(Path(pydicom.__file__).parent / "data/test_files/JPEG-lossy.dcm")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("fill", [b"", b"\0", b"\0\0\0", b"\xff", b"\xff\xff"])
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"])
+def test_jpeg_ls_that_is_filled_up_before_its_end_is_read(fill: bytes, syntax: str, tmp_path: Path) -> None:
+    image = new_image()
+    image.compress(syntax, generate_instance_uid=False)
+    stream = next(generate_frames(image.PixelData, number_of_frames=1)).rstrip(b"\0")
+    stream = stream[:-2] + fill + stream[-2:]
+    image.PixelData = encapsulate([stream])
+    image["PixelData"].is_undefined_length = True
+    assert read_scan(save(image, tmp_path / "a")).array.transpose().ravel().tolist() == list(range(12))
+
+
+def test_jpeg_ls_that_lacks_its_last_bytes_is_refused(tmp_path: Path) -> None:
+    image = new_image()
+    image.compress("1.2.840.10008.1.2.4.80", generate_instance_uid=False)
+    stream = next(generate_frames(image.PixelData, number_of_frames=1)).rstrip(b"\0")
+    image.PixelData = encapsulate([stream[:-5] + b"\0\0" + stream[-2:]])
+    image["PixelData"].is_undefined_length = True
+    assert "cannot be read" in refusal(save(image, tmp_path / "a"))

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from make_dicom import CANARY, new_image, refusal, save, write_slice
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pydicom.uid import (
     MPEG2MPML,
     BasicTextSRStorage,
@@ -125,3 +127,28 @@ def test_what_are_no_numbers_is_refused_by_name_and_not_shown(value: bytes) -> N
     assert value.decode("latin-1") not in str(error.value)
     with pytest.raises(ScanError, match="EffectiveEchoTime"):
         binary({tags.EFFECTIVE_ECHO_TIME: value[:3]}, tags.EFFECTIVE_ECHO_TIME, "d")
+
+
+@pytest.mark.parametrize(
+    ("sets", "identity"),
+    [
+        (["", "ISO 2022 IR 87"], "\u5c71\u7530"),
+        (["", "ISO 2022 IR 87"], "A-\u5c71\u7530^12"),
+        (["", "ISO 2022 IR 87"], "\u30b3\u30bd"),  # whose 7-bit codes hold ^ and =
+        (["", "ISO 2022 IR 149"], "\uae40\ud76c\uc911"),
+        (["ISO 2022 IR 13", "ISO 2022 IR 87"], "\u5c71\u7530"),
+        (["GB18030"], "\u738b\u5c0f\u4e1c"),
+        (["ISO_IR 100"], "M\u00fcller"),
+        (["ISO_IR 192"], "\u5c71\u7530"),
+    ],
+)
+def test_the_patient_is_known_in_every_character_set(sets: list[str], identity: str, tmp_path: Path) -> None:
+    path = write_slice(tmp_path / "a", SpecificCharacterSet=sets, PatientID=identity)
+    assert file_of(path).patient == identity
+
+
+def test_chinese_after_an_escape_is_decoded(tmp_path: Path) -> None:
+    image = new_image(SpecificCharacterSet=["", "ISO 2022 IR 58"])
+    written = b"\x1b$)A" + "\u738b\u5c0f\u4e1c".encode("gb2312")
+    image.add(RawDataElement(Tag("PatientID"), "LO", len(written), written, 0, False, True))
+    assert file_of(save(image, tmp_path / "a")).patient == "\u738b\u5c0f\u4e1c"

@@ -260,3 +260,44 @@ def test_the_unit_of_an_enhanced_image_is_that_of_its_frames(tmp_path: Path) -> 
 def test_a_mosaic_of_several_frames_is_none(image_type: list[str], tmp_path: Path) -> None:
     image = new_image(ImageType=image_type, NumberOfFrames=2, PixelData=bytes(48))
     assert find_scans(save(image, tmp_path / "a")) is not None
+
+
+@pytest.mark.parametrize("kind", ["66.4", "66.7", "66.8", "7.2"])
+def test_segmentations_of_every_class_are_left_out(kind: str, tmp_path: Path) -> None:
+    image = enhanced([{"PlanePositionSequence": at(z)} for z in (0, 1, 2)], Modality="SEG")
+    image.SOPClassUID = f"1.2.840.10008.5.1.4.1.1.{kind}"
+    save(image, tmp_path / "a")
+    scans, (left_out,) = find_scans(tmp_path)
+    assert not scans and left_out.reason == "a segmentation" and left_out.scan is not None
+
+
+def test_planes_of_an_ultrasound_volume_are_no_time_points(tmp_path: Path) -> None:
+    frames = [
+        {
+            "PlanePositionVolumeSequence": item(ImagePositionVolume=[0, 0, 0.6 * z]),
+            "FrameContentSequence": item(DimensionIndexValues=[z + 1, 1], TemporalPositionIndex=1),
+        }
+        for z in range(3)
+    ]
+    image = enhanced(frames, SOPClassUID="1.2.840.10008.5.1.4.1.1.6.2", Modality="US")
+    assert "got 3 planes in coordinates of a transducer" in refusal(save(image, tmp_path / "a"))
+
+
+@pytest.mark.parametrize("kind", ["4.1", "2.1", "77.1.5.4", "12.1.1"])
+def test_frames_without_a_place_are_time_points_only_by_a_clock(kind: str, tmp_path: Path) -> None:
+    bare = enhanced([{"FrameContentSequence": item(DimensionIndexValues=[z + 1])} for z in range(3)])
+    bare.SOPClassUID = f"1.2.840.10008.5.1.4.1.1.{kind}"
+    assert "expected a position or a time of each frame, got 3 frames" in refusal(save(bare, tmp_path / "a"))
+    timed = enhanced([{"FrameContentSequence": item(TemporalPositionIndex=z + 1)} for z in range(3)])
+    timed.SOPClassUID = "1.2.840.10008.5.1.4.1.1.12.1.1"
+    assert read_scan(save(timed, tmp_path / "b")).array.shape == (4, 3, 3)
+
+
+def test_two_detectors_of_nuclear_medicine_are_two_scans(tmp_path: Path) -> None:
+    image = new_image(SOPClassUID="1.2.840.10008.5.1.4.1.1.20", Modality="NM", NumberOfFrames=2)
+    image.DetectorVector, image.EnergyWindowVector = [1, 2], [1, 1]
+    image.PixelData = np.repeat(np.arange(2, dtype="<u2"), 12).tobytes()
+    save(image, tmp_path / "a")
+    scans, _ = find_scans(tmp_path)
+    assert [(scan.volume, scan.frames) for scan in scans] == [("detector-1", 1), ("detector-2", 1)]
+    assert [read_scan(scan.address).array.max() for scan in scans] == [0, 1]

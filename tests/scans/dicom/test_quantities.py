@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from make_dicom import item, new_image, refusal, save
+from make_dicom import at, enhanced, item, new_image, refusal, save
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_voi_lut
 from pydicom.sequence import Sequence
@@ -140,16 +140,16 @@ def test_brightness_without_a_window_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_scan_began_with_its_first_acquisition_whichever_slice_that_is(tmp_path: Path) -> None:
-    for at, time in enumerate(("110500", "110030", "111000")):
-        save(pet(ImagePositionPatient=[0, 0, at], AcquisitionTime=time), tmp_path / f"{at}")
+    for number, time in enumerate(("110500", "110030", "111000")):
+        save(pet(ImagePositionPatient=[0, 0, number], AcquisitionTime=time), tmp_path / f"{number}")
     assert read_scan(tmp_path, choices=SUV).array[1, 0].tolist() == pytest.approx([1] * 3)
     save(pet(ImagePositionPatient=[0, 0, 3], AcquisitionTime="105900"), tmp_path / "3")
     assert "expected SeriesTime before AcquisitionTime" in refusal(tmp_path, choices=SUV)
 
 
 def test_images_of_one_scan_with_two_weights_are_refused(tmp_path: Path) -> None:
-    for at, weight in enumerate((70, 70, 71)):
-        save(pet(ImagePositionPatient=[0, 0, at], PatientWeight=weight), tmp_path / f"{at}")
+    for number, weight in enumerate((70, 70, 71)):
+        save(pet(ImagePositionPatient=[0, 0, number], PatientWeight=weight), tmp_path / f"{number}")
     assert "expected one weight, dose and start" in refusal(tmp_path, choices=SUV)
 
 
@@ -199,3 +199,34 @@ def test_two_choices_that_exclude_each_other_and_a_file_without_a_header_are_ref
     nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.int16), np.eye(4)), tmp_path / "a.nii")
     for choices in (SUV, SHOWN, PRECISE):
         assert "expected a DICOM scan" in refusal(tmp_path / "a.nii", choices=choices)
+
+
+def test_counts_without_a_scale_are_no_activity(tmp_path: Path) -> None:
+    path = save(pet(RescaleSlope=None, RescaleIntercept=None), tmp_path / "a")
+    assert read_scan(path).facts["unit"] == ""
+    assert "expected RescaleSlope, got none" in refusal(path, choices=SUV)
+    assert read_scan(save(pet(RescaleIntercept=None), tmp_path / "b")).facts["unit"] == "BQML"
+
+
+WINDOW = {"WindowCenter": "1.5", "WindowWidth": "3"}
+
+
+@pytest.mark.parametrize("where", ["shared", "frames", "top"])
+def test_the_window_of_an_enhanced_image_is_that_of_its_frames(where: str, tmp_path: Path) -> None:
+    window = {"FrameVOILUTSequence": item(**WINDOW, VOILUTFunction="LINEAR_EXACT")}
+    frames = [{"PlanePositionSequence": at(z), **(window if where == "frames" else {})} for z in range(4)]
+    image = enhanced(frames, shared=window if where == "shared" else {})
+    if where == "top":
+        image.WindowCenter, image.WindowWidth, image.VOILUTFunction = 1.5, 3, "LINEAR_EXACT"
+    data = read_scan(save(image, tmp_path / "a"), choices=Choices(brightness=True))
+    np.testing.assert_allclose(data.array[0, 0], [0, 1 / 3, 2 / 3, 1], atol=1e-6)
+
+
+def test_each_frame_has_its_own_window_and_one_without_is_refused(tmp_path: Path) -> None:
+    windows = [item(WindowCenter=str(4 * z + 1), WindowWidth="4", VOILUTFunction="LINEAR_EXACT") for z in range(3)]
+    frames = [{"PlanePositionSequence": at(z), "FrameVOILUTSequence": windows[z]} for z in range(3)]
+    data = read_scan(save(enhanced(frames), tmp_path / "a"), choices=Choices(brightness=True))
+    np.testing.assert_allclose(data.array[0, 0], [0.25, 0, 0], atol=1e-6)
+    del frames[1]["FrameVOILUTSequence"]
+    said = refusal(save(enhanced(frames), tmp_path / "b"), choices=Choices(brightness=True))
+    assert "expected WindowCenter and WindowWidth or a VOI LUT, got none" in said

@@ -428,3 +428,35 @@ def test_slices_of_a_thousand_orientations_are_refused_soon(tmp_path: Path) -> N
         for number in range(1200)
     ]
     assert "more than 1000" in refusal(save(enhanced(frames), tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        [z for z in range(30) if z % 3 != 2],
+        [z for z in range(30) if z % 4 < 2],
+        [0, 1, 3, 5, 6, 8, 10, 11, 13, 15],
+        [z for z in range(40) if z % 5 not in (2, 3)],
+        [0, 1, 2, 3, 5, 7, 9, 13, 15, 17],
+    ],
+    ids=["every third", "two of four", "more gaps than steps", "two of five", "within a plan of two distances"],
+)
+def test_lost_slices_are_refused_however_many_they_are(kept: list[int], tmp_path: Path) -> None:
+    write_series(tmp_path, tuple(2.0 * z for z in kept))
+    assert "missing" in refusal(tmp_path, choices=Choices(resample=True))
+    assert not find_scans(tmp_path, resample=True)[0]
+
+
+@pytest.mark.parametrize("heights", [UNEVEN, (0, 3, 6, 9, 11, 13, 15, 17, 20, 23), (0, 1, 2, 3, 5, 7, 9, 11)])
+def test_what_is_listed_of_uneven_slices_is_what_is_read(heights: tuple[float, ...], tmp_path: Path) -> None:
+    write_series(tmp_path, heights)
+    (scan,), _ = find_scans(tmp_path, resample=True)
+    data = read_scan(scan)
+    assert scan.shape == data.array.shape and scan.spacing == pytest.approx(data.facts["spacing"])
+    assert scan.spacing[2] == pytest.approx(min(np.diff(heights)), rel=0.1)
+
+
+def test_slices_too_uneven_to_be_evened_are_not_listed(tmp_path: Path) -> None:
+    write_series(tmp_path, (0, 0.05, 2, 4.3, 6.1, 8))
+    assert "that would need" in refusal(tmp_path, choices=Choices(resample=True))
+    assert not find_scans(tmp_path, resample=True)[0]

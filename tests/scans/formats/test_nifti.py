@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,34 @@ def test_a_small_file_that_would_fill_a_memory_is_refused(level: int, tmp_path: 
         header = nib.Nifti1Header()
         header.set_data_shape((1000, 1000, 270))
         header.set_data_dtype(np.uint8)
+        header["vox_offset"] = 352
         file.write(header.binaryblock + bytes(4))
         for _ in range(27):
             file.write(bytes(10_000_000))
     assert "decompression bomb" in refusal(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(("kind", "least"), [(nib.Nifti1Image, 352), (nib.Nifti2Image, 544)])
+@pytest.mark.parametrize("offset", [0, 16, -16, 348])
+def test_voxels_of_one_file_begin_after_its_header(
+    offset: int, kind: Any, least: int, suffix: str, tmp_path: Path
+) -> None:
+    whole = bytearray(kind(np.arange(24, dtype=np.int16).reshape(2, 3, 4), AFFINE).to_bytes())
+    place, form = (108, "<f") if least == 352 else (168, "<q")
+    struct.pack_into(form, whole, place, offset)
+    (tmp_path / f"a{suffix}").write_bytes(gzip.compress(whole) if suffix.endswith("gz") else whole)
+    said = refusal(tmp_path / f"a{suffix}")
+    assert f"expected voxels that begin at byte {least} or later, got vox_offset {offset}" in said
+
+
+@pytest.mark.parametrize("offset", [352, 368, 352.5])
+def test_what_extends_a_header_is_not_read_as_voxels(offset: float, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), AFFINE)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 40))
+    whole = bytearray(image.to_bytes())
+    (tmp_path / "whole.nii").write_bytes(whole)
+    assert read_scan(tmp_path / "whole.nii").array.max() == 23
+    struct.pack_into("<f", whole, 108, offset)
+    (tmp_path / "a.nii").write_bytes(whole)
+    assert "vox_offset" in refusal(tmp_path / "a.nii")

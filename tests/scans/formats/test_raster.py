@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from make_dicom import refusal
+from make_volumes import META, SHORTS, write_meta, write_nrrd
 from PIL import Image
+from PIL.TiffImagePlugin import AppendingTiffWriter
 
+from monai_mvreg.scans.find import find_scans
 from monai_mvreg.scans.read import read_scan
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -185,3 +188,57 @@ def test_no_header_reaches_a_file_of_another_folder(name: str, header: str, tmp_
     )
     said = refusal(tmp_path / "in" / name)
     assert "expected" in said and "Error" not in said
+
+
+@pytest.mark.parametrize(
+    ("slope", "offset", "values"), [("2", "-10", (-10, 36)), (None, "0.5", (0.5, 23.5)), ("-1", None, (-23, 0))]
+)
+def test_the_intensity_function_of_a_metaimage_is_applied(
+    slope: str | None, offset: str | None, values: tuple[float, float], tmp_path: Path
+) -> None:
+    fields = f"ElementToIntensityFunctionSlope = {slope}\n" if slope else ""
+    fields += f"ElementToIntensityFunctionOffset = {offset}\n" if offset else ""
+    array = read_scan(write_meta(tmp_path / "a.mha", fields)).array
+    assert (array.min(), array.max()) == values
+
+
+@pytest.mark.parametrize("slope", ["0", "nan", "two"])
+def test_an_intensity_function_that_is_none_is_refused(slope: str, tmp_path: Path) -> None:
+    path = write_meta(tmp_path / "a.mha", f"ElementToIntensityFunctionSlope = {slope}\n")
+    assert f"elementtointensityfunctionslope, other than 0 for a slope, got '{slope}'" in refusal(path)
+    assert not find_scans(path)[0]
+
+
+def test_values_of_an_nrrd_that_were_quantised_are_refused(tmp_path: Path) -> None:
+    path = write_nrrd(tmp_path / "a.nrrd", "encoding: raw\nold min: -3\nold max: 5.5\n")
+    assert "got values quantised from oldmin '-3'" in refusal(path)
+
+
+def test_a_preview_behind_a_picture_is_no_time_point(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.full((40, 60, 3), 200, np.uint8))
+    preview = Image.fromarray(np.full((10, 15, 3), 10, np.uint8))
+    picture.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[preview, picture])
+    (scan,), _ = find_scans(tmp_path)
+    assert (scan.shape, scan.frames) == ((60, 40), 1)
+    assert read_scan(scan).array.min() > 190
+
+
+@pytest.mark.parametrize("tags", [{254: 1}, {254: 4}, {255: 2}])
+def test_a_smaller_copy_or_a_mask_in_a_tiff_is_no_time_point(tags: dict[int, int], tmp_path: Path) -> None:
+    with AppendingTiffWriter(str(tmp_path / "a.tif"), new=True) as file:
+        for number, extra in enumerate(({}, tags, {254: 2})):
+            size = (2, 2) if extra == tags else (3, 4)
+            Image.fromarray(np.full(size, number, np.uint8)).save(file, "TIFF", tiffinfo=extra)
+            file.newFrame()
+    (scan,), _ = find_scans(tmp_path)
+    assert (scan.shape, scan.frames) == ((4, 3), 2)
+    assert read_scan(scan).array[0, 0].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("name", ["./a.raw", "././a.raw", ".//a.raw", "a.raw"])
+def test_voxels_in_the_same_folder_may_be_named_from_there(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.raw").write_bytes(SHORTS)
+    write_nrrd(tmp_path / "a.nhdr", f"encoding: raw\ndata file: {name}\n", b"")
+    assert read_scan(tmp_path / "a.nhdr").array.max() == 23
+    (tmp_path / "a.mhd").write_text(f"{META}ElementType = MET_SHORT\nElementDataFile = {name}\n")
+    assert read_scan(tmp_path / "a.mhd").array.max() == 23

@@ -1,0 +1,131 @@
+"""A training that cannot give a model is refused or ends at once, and NaN is never best."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EarlyStopping
+from ignite.metrics import MeanAbsoluteError
+from monai.data import DataLoader
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import ValidationHandler
+from torch import Tensor, nn
+
+from monai_mvreg.training.checks import FiniteTraining, better_metric, chosen_first, stopping_score
+
+# ---- NaN -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lower", [True, False])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_not_finite_is_never_better(lower: bool, wrong: float) -> None:
+    better = better_metric(lower_is_better=lower)
+    assert not better(wrong, 1.0) and better(1.0, wrong) and not better(wrong, wrong)
+    assert better(1.0, 2.0) is lower and better(2.0, 1.0) is not lower
+
+
+def test_early_stopping_counts_an_epoch_without_a_metric_as_no_better() -> None:
+    engine, trainer = Engine(lambda *_: None), Engine(lambda *_: None)
+    stop = EarlyStopping(2, stopping_score("mae", lower_is_better=True), trainer)
+    scores = []
+    for metric in (math.nan, 3.0, math.nan, 2.0, math.nan):
+        engine.state.metrics = {"mae": metric}
+        stop(engine)
+        scores.append((stop.best_score, stop.counter))
+    assert scores == [(-math.inf, 0), (-3.0, 0), (-3.0, 1), (-2.0, 0), (-2.0, 1)]
+
+
+def test_the_metric_that_chooses_the_epoch_comes_first() -> None:
+    assert list(chosen_first({"mae": 1, "mse": 2, "r2": 3}, "mse")) == ["mse", "mae", "r2"]
+    with pytest.raises(ValueError, match=r"^metric: expected one of \['mae'\], got 'rmse'"):
+        chosen_first({"mae": 1}, "rmse")
+
+
+class Scripted(nn.Module):
+    """Predict what a script says: one entry for each batch of training, one for each of validation."""
+
+    def __init__(self, training: list[float], validation: list[float]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.scripts = {True: iter(training), False: iter(validation)}
+
+    def forward(self, image: Tensor) -> Tensor:
+        return 0 * self.weight * image + next(self.scripts[self.training])
+
+
+def scripted(training: list[float], validation: list[float], *, epochs: int) -> Any:
+    """A training of two batches an epoch, validated on one patient whose value is 0."""
+    data = [{"image": torch.ones(1), "label": torch.zeros(1)} for _ in range(2)]
+    network, device = Scripted(training, validation), torch.device("cpu")
+    evaluator = SupervisedEvaluator(
+        device,
+        DataLoader(data[:1], batch_size=1),
+        network,
+        key_val_metric={"mae": MeanAbsoluteError(lambda output: (output["pred"], output["label"]))},
+        metric_cmp_fn=better_metric(lower_is_better=True),
+        decollate=False,
+    )
+    trainer = SupervisedTrainer(
+        device,
+        epochs,
+        DataLoader(data, batch_size=1),
+        network,
+        torch.optim.SGD(network.parameters(), lr=0.0),
+        nn.L1Loss(),
+        decollate=False,
+        train_handlers=[FiniteTraining(evaluator, "mae"), ValidationHandler(1, evaluator)],
+    )
+    return trainer, evaluator
+
+
+@pytest.mark.parametrize(
+    ("training", "place"),
+    [([1, math.nan, 1, 1], "epoch 1, iteration 2"), ([1, 1, math.inf, 1], "epoch 2, iteration 3")],
+)
+def test_a_loss_that_is_not_finite_ends_the_training_at_once(training: list[float], place: str) -> None:
+    trainer, _ = scripted(training, [1.0] * 4, epochs=2)
+    with pytest.raises(ValueError, match=rf"^expected a finite training loss, got (nan|inf) in {place}: lower learn"):
+        trainer.run()
+    assert trainer.state.iteration <= int(place[-1]) + 1
+
+
+def test_steps_that_gradient_scaling_skips_are_tolerated_but_not_many() -> None:
+    for training, ends in (([math.inf, math.inf, 1, 1], False), ([1, math.inf, math.inf, math.inf], True)):
+        check, engine = FiniteTraining(Engine(lambda *_: None), "mae"), Engine(lambda *_: None)
+        engine.scaler = object()  # type: ignore[attr-defined]
+        losses = iter([*training, 1.0])
+        check.attach(engine)
+        engine.add_event_handler(
+            Events.ITERATION_STARTED, lambda e, losses=losses: setattr(e.state, "loss", next(losses))
+        )
+        engine._process_function = lambda e, _: {"loss": torch.tensor(float(e.state.loss))}
+        engine.state.best_metric_epoch = -1
+        check.evaluator.state.best_metric_epoch = -1
+        if ends:
+            with pytest.raises(ValueError, match="got inf in epoch 1, iteration 4"):
+                engine.run(range(4))
+        else:
+            engine.run(range(4))
+
+
+def test_predictions_that_are_not_finite_end_the_training_in_the_validation() -> None:
+    trainer, _ = scripted([1.0] * 4, [1.0, math.nan], epochs=2)
+    with pytest.raises(ValueError, match=r"finite predictions in validation, got others for 1 of 1 .* epoch 2"):
+        trainer.run()
+
+
+def test_a_training_without_any_finite_metric_chooses_no_epoch() -> None:
+    trainer, evaluator = scripted([1.0] * 4, [1.0, 1.0], epochs=2)
+    evaluator.prepare_batch = lambda batch, *_, **__: (batch["image"], torch.full((1, 1), math.nan))
+    with pytest.raises(ValueError, match=r"^metric: expected a finite mae in at least one validation, got nan in all"):
+        trainer.run()
+
+
+def test_the_best_epoch_is_the_best_of_those_with_a_metric() -> None:
+    trainer, evaluator = scripted([1.0] * 6, [3.0, 1.0, 2.0], epochs=3)
+    labels = iter([math.nan, 0.0, 0.0])
+    evaluator.prepare_batch = lambda batch, *_, **__: (batch["image"], torch.full((1, 1), next(labels)))
+    trainer.run()
+    assert (evaluator.state.best_metric, evaluator.state.best_metric_epoch) == (1.0, 2)

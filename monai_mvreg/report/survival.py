@@ -257,6 +257,8 @@ def figure_calibration(forecast: Forecast, label: Array) -> Figure:
 def _over_time(risk: Array, label: Array) -> list[Section]:
     """The AUC over the days in which most events lie; nothing where all events are of one day."""
     events = label[label[:, 1] > 0, 0]
+    if not len(events):
+        return []
     days = np.unique(np.ceil(np.quantile(events, np.linspace(0.1, 0.9, _AUC_DAYS))))
     days = days[(days > 0) & (days < label[:, 0].max())]
     if len(days) < 2:
@@ -297,11 +299,15 @@ def _summary(stored: dict[str, Any], horizons: Sequence[float]) -> Section:
         worth = "The risks order patients better than chance does."
     p = stored["d_calibration_p"]
     truth = "contradict" if p < 0.05 else "do not contradict"
+    known = (
+        f"the one with the higher risk had the event first in {rounded(100 * order.value)} of 100 pairs whose order is "
+        f"known; with other patients of the same kind this would probably be {span(_times(order, 100))}. {worth}"
+    )
+    if math.isnan(order.value):
+        known = "no two can be compared, so how well the risks order patients is not known."
     text = (
-        f"In {stored['patients']} patients with {stored['events']} events{left_out}, the one with the higher risk had "
-        f"the event first in {rounded(100 * order.value)} of 100 pairs whose order is known; with other patients of "
-        f"the same kind this would probably be {span(_times(order, 100))}. {worth}\n\nThe observed times {truth} the "
-        f"predicted chances (D-calibration, p = {rounded(p)}).{caution(stored['patients'])}"
+        f"In {stored['patients']} patients with {stored['events']} events{left_out}, {known}\n\nThe observed times "
+        f"{truth} the predicted chances (D-calibration, p = {rounded(p)}).{caution(stored['patients'])}"
     )
     rows = [("Concordance (Harrell)", "harrell"), (f"Concordance up to day {horizons[-1]:g} (Uno)", "uno")]
     for day in horizons:

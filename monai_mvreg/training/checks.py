@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 from torch import Tensor
+
+from monai_mvreg.cohort.table import Columns
+from monai_mvreg.metrics.survival import concordance
+from monai_mvreg.networks.multiscan import TargetScaling
+from monai_mvreg.networks.task import Task, TimeToEvent
+from monai_mvreg.training.batches import PatientBatches
 
 _SKIPPED_STEPS = 3  # in a row: gradient scaling recovers from fewer
 
@@ -75,6 +83,89 @@ def chosen_first(metrics: Mapping[str, Any], metric: str) -> dict[str, Any]:
             f"metric: expected one of {list(metrics)}, got {metric!r}: give further ones by name in the setting metrics"
         )
     return {metric: metrics[metric], **metrics}
+
+
+def expect_patients(
+    task: Task,
+    training: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]],
+    *,
+    columns: Columns,
+    batches: PatientBatches | None = None,
+) -> None:
+    """Refuse, before it starts, a training that cannot learn from its patients, or not judge an epoch by them.
+
+    Args:
+        task: what the outputs of the network mean.
+        training: items of the dataset for training.
+        validation: items of the dataset for validation.
+        columns: which column of the table holds what.
+        batches: the batches of the training; None does not look at them.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if problem := validation_problem(task, validation, columns=columns):
+        raise ValueError(f"validation_folds: {problem}: give other validation_folds")
+    label = np.array([item["label"] for item in training], dtype=np.float64)
+    if len(label) < 2:
+        raise ValueError(f"expected at least 2 training patients, got {len(label)}")
+    if isinstance(task, TimeToEvent):
+        if not label[:, 1].any():
+            raise ValueError(
+                f"expected an event (column {task.event!r}) among {len(label)} training patients, got none"
+            )
+    else:
+        for name, values in zip(columns.target, label.T, strict=True):
+            if (values == values[0]).all():
+                raise ValueError(
+                    f"expected values of {name!r} that differ between the {len(label)} training patients, got "
+                    f"{values[0]:.17g} for all"
+                )
+    if batches is not None and batches.processes == 1 and not _teaches(task, label, batches, len(columns.target)):
+        size = "max_scans" if batches.max_scans is not None else "batch_size"
+        raise ValueError(
+            f"{size}: expected batches that the loss {type(task.loss).__name__} can learn from, got gradients of 0 "
+            f"in all {len(batches)} batches of an epoch, the largest of {max(map(len, batches))} patients: give a "
+            f"larger {size}"
+        )
+
+
+def validation_problem(task: Task, validation: Sequence[Mapping[str, Any]], *, columns: Columns) -> str:
+    """Find why these patients could not choose an epoch of a training.
+
+    Args:
+        task: what the outputs of the network mean.
+        validation: items of a dataset.
+        columns: which column of the table holds what.
+
+    Returns:
+        The reason, or nothing.
+    """
+    if not isinstance(task, TimeToEvent):
+        return f"expected at least 2 patients, got {len(validation)}" if len(validation) < 2 else ""
+    label = np.array([item["label"] for item in validation], dtype=np.float64)
+    if math.isnan(concordance(np.zeros(len(label)), label)):
+        events = int(label[:, 1].sum())
+        return (
+            f"expected an event (column {task.event!r}) and a patient without one until then, got {events} events in "
+            f"{len(label)} patients"
+        )
+    return ""
+
+
+def _teaches(task: Task, label: np.ndarray[Any, Any], batches: Iterable[list[tuple[int, int]]], targets: int) -> bool:
+    """Whether any batch of an epoch gives gradients, at predictions drawn at random."""
+    outputs, generator = task.outputs(targets), torch.Generator().manual_seed(0)
+    loss, labels = task.training_loss(TargetScaling(outputs)), torch.as_tensor(label, dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        for batch in batches:
+            rows = [index for index, _ in batch]
+            prediction = torch.randn(len(rows), outputs, generator=generator).requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(prediction, labels[rows]).sum(), prediction, allow_unused=True)
+            if gradient is not None and bool((gradient != 0).any()):
+                return True
+    return False
 
 
 class FiniteTraining:

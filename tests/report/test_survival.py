@@ -114,3 +114,13 @@ def test_patients_without_events_or_times_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="patients with a measured time"):
         unmeasured = PredictionsTable(predictions().assign(days_left=np.nan))
         summarise_risk(unmeasured, Baseline((1.0,), (0.1,), 1, 0), horizons=[9])
+
+
+def test_patients_without_an_event_have_predictions_and_an_empty_concordance(tmp_path: Path) -> None:
+    reported(tmp_path, predictions(40))
+    table = predictions(40).assign(event=0)
+    table.to_csv(tmp_path / "predictions.csv", index=False)
+    report_on(str(tmp_path), str(tmp_path / "models/survival.json"), target=TARGET, horizons=HORIZONS)
+    found = json.loads((tmp_path / "metrics.json").read_text())["days_left"]
+    assert found["events"] == 0 and found["harrell"]["value"] is None
+    assert "no two can be compared" in (tmp_path / "report.html").read_text()

@@ -13,7 +13,17 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
 from torch import Tensor, nn
 
-from monai_mvreg.training.checks import FiniteTraining, better_metric, chosen_first, stopping_score
+from monai_mvreg.cohort.table import Columns
+from monai_mvreg.losses import CoxLoss, DiscreteHazardLoss
+from monai_mvreg.networks.task import Number, Task, TimeToEvent
+from monai_mvreg.training.batches import PatientBatches
+from monai_mvreg.training.checks import (
+    FiniteTraining,
+    better_metric,
+    chosen_first,
+    expect_patients,
+    stopping_score,
+)
 
 # ---- NaN -------------------------------------------------------------------------------------------------------------
 
@@ -129,3 +139,63 @@ def test_the_best_epoch_is_the_best_of_those_with_a_metric() -> None:
     evaluator.prepare_batch = lambda batch, *_, **__: (batch["image"], torch.full((1, 1), next(labels)))
     trainer.run()
     assert (evaluator.state.best_metric, evaluator.state.best_metric_epoch) == (1.0, 2)
+
+
+# ---- Patients --------------------------------------------------------------------------------------------------------
+
+
+def number_items(*targets: float) -> list[dict[str, Any]]:
+    return [{"label": [target]} for target in targets]
+
+
+def event_items(*labels: tuple[float, int]) -> list[dict[str, Any]]:
+    return [{"label": list(label)} for label in labels]
+
+
+NUMBER, TIME = Columns(target=("ef",)), Columns(target=("days",), event="dead")
+COX = TimeToEvent(CoxLoss(), horizons=[10], event="dead")
+MIXED = event_items((1, 1), (2, 0), (3, 1), (4, 0))
+
+
+@pytest.mark.parametrize(
+    ("task", "training", "validation", "sentence"),
+    [
+        (Number(nn.L1Loss()), number_items(1, 2), number_items(1), "validation_folds: expected at least 2 patients"),
+        (Number(nn.L1Loss()), number_items(1), number_items(1, 2), "expected at least 2 training patients, got 1"),
+        (Number(nn.L1Loss()), number_items(5, 5), number_items(1, 2), "values of 'ef' that differ between the 2"),
+        (COX, MIXED, event_items((1, 0), (2, 0)), r"validation_folds: expected an event \(column 'dead'\) .* got 0"),
+        (COX, MIXED, event_items((1, 0), (2, 1)), "got 1 events in 2 patients"),
+        (COX, MIXED, event_items((2, 1)), "got 1 events in 1 patients"),
+        (COX, event_items((1, 0), (2, 0)), MIXED, r"expected an event \(column 'dead'\) among 2 training patients"),
+    ],
+)
+def test_patients_who_cannot_teach_or_judge_are_refused(
+    task: Task, training: list[Any], validation: list[Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        expect_patients(task, training, validation, columns=TIME if task is COX else NUMBER)
+
+
+def batches(patients: int, size: int, *, max_scans: int | None = None) -> PatientBatches:
+    return PatientBatches([1] * patients, size, max_scans=max_scans)
+
+
+@pytest.mark.parametrize(
+    ("few", "enough", "name"),
+    [
+        (batches(4, 1), batches(4, 2), "batch_size"),
+        (batches(4, 16, max_scans=1), batches(4, 16, max_scans=4), "max_scans"),
+    ],
+)
+def test_batches_from_which_a_loss_cannot_learn_are_refused(
+    few: PatientBatches, enough: PatientBatches, name: str
+) -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match=rf"^{name}: expected batches that the loss CoxLoss can learn from"):
+        expect_patients(COX, MIXED, MIXED, columns=TIME, batches=few)
+    expect_patients(COX, MIXED, MIXED, columns=TIME, batches=enough)
+    for loss in (nn.L1Loss(), nn.HuberLoss(), nn.MSELoss()):
+        expect_patients(Number(loss), number_items(1, 2, 3, 4), number_items(1, 2), columns=NUMBER, batches=few)
+    hazards = TimeToEvent(DiscreteHazardLoss([2, 3]), horizons=[3], event="dead")
+    expect_patients(hazards, MIXED, MIXED, columns=TIME, batches=few)  # it compares nobody
+    assert torch.equal(torch.get_rng_state(), state)

@@ -50,10 +50,10 @@ class Columns:
     subgroups: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a single text where a list is expected: it would be read letter by letter."""
-        for name, value in (("views", self.views), ("target", self.target), ("subgroups", self.subgroups)):
-            if isinstance(value, str):
-                raise ValueError(f"{name}: expected a list, such as {[value]}, got {value!r}")
+        """Take a single text for a list of one: it would be read letter by letter."""
+        for name in ("views", "target", "subgroups"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
 
     @property
     def covariate_names(self) -> tuple[str, ...]:

@@ -80,6 +80,7 @@ class PretrainedEncoder(nn.Module):
     def __init__(self, encoder: nn.Module, *, learn: Sequence[str] = ()) -> None:
         super().__init__()
         self.encoder = encoder
+        learn = [learn] if isinstance(learn, str) else learn  # one pattern is a list of one
         names = [name for name, _ in encoder.named_parameters()]
         for pattern in learn:
             if not fnmatch.filter(names, pattern):

@@ -21,7 +21,7 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from monai_mvreg.bundle_folder import find_bundle, is_installed
-from monai_mvreg.cohort.split import select
+from monai_mvreg.cohort.split import Folds, fold_names, select
 from monai_mvreg.cohort.table import Cohort, Columns
 from monai_mvreg.errors import user_error
 from monai_mvreg.trained.model_files import PATIENTS_FILE, check_files
@@ -157,9 +157,7 @@ def same_settings(path: str, *, columns: Columns, unit: str | None = None) -> Mo
     return trained
 
 
-def expect_new_patients(
-    folder: str, cohort: Cohort, *, columns: Columns, folds: Sequence[str | int], allowed: bool = False
-) -> str:
+def expect_new_patients(folder: str, cohort: Cohort, *, columns: Columns, folds: Folds, allowed: bool = False) -> str:
     """Refuse to evaluate a model on patients that it has learned from; for the list ``run`` of evaluation.
 
     Patients are recognised by their keys. Where the training left no hashes of them, as version 0.1, its folds are
@@ -195,7 +193,7 @@ def expect_new_patients(
     if count and not allowed:
         raise ValueError(
             f"expected patients that the model has not learned from, got {count} of {len(evaluated)} that it has "
-            f"(folds of its training: {sorted(learned)}, folds to evaluate: {sorted(map(str, folds))}): evaluate other "
+            f"(folds of its training: {sorted(learned)}, folds to evaluate: {fold_names(folds)}): evaluate other "
             "folds, or give allow_training_patients True to evaluate these on purpose"
         )
     if not count:

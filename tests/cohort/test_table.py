@@ -388,7 +388,6 @@ def test_a_subgroup_that_is_no_column_is_named(folder: Path) -> None:
     assert "expected a column 'site'" in refusal(folder, ROWS, replace(COLUMNS, subgroups=("site",)))
 
 
-@pytest.mark.parametrize("name", ["target", "views", "subgroups"])
-def test_a_text_in_place_of_a_list_of_columns_is_not_taken_letter_by_letter(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name}: expected a list, such as \['volume'\], got 'volume'"):
-        Columns(**{name: "volume"})
+@pytest.mark.parametrize("name", ["views", "target", "subgroups"])
+def test_one_name_is_a_list_of_one(name: str) -> None:
+    assert Columns(**{name: "volume"}) == Columns(**{name: ("volume",)})  # type: ignore[arg-type]

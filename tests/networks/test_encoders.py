@@ -439,3 +439,8 @@ def test_a_part_that_is_unfrozen_later_is_trained_from_then_on() -> None:
     assert all(module.training for module in second.modules())
     first.requires_grad_(False)
     assert not encoder.train().encoder[0].training and not encoder.eval().encoder[1].training
+
+
+def test_one_pattern_is_a_list_of_one() -> None:
+    encoder = PretrainedEncoder(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), learn="1.*")
+    assert [parameter.requires_grad for parameter in encoder.parameters()] == [False, False, True, True]

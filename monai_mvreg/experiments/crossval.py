@@ -271,7 +271,10 @@ def _report(table: PredictionsTable, out: Path) -> None:
 
 def _survival(table: PredictionsTable) -> dict[str, Any]:
     """What ``metrics.json`` holds of a time to event."""
-    found = survival_metrics(Forecast(table.log_hazard, table.horizons, 1 - table.risks), table.label)
+    known = np.asarray(np.isfinite(table.risks).all(axis=0))  # a horizon may lie beyond the follow-up of a fold
+    horizons = [day for day, within in zip(table.horizons, known, strict=True) if within]
+    forecast = Forecast(table.log_hazard, horizons or table.horizons, 1 - table.risks[:, known] if horizons else None)
+    found = survival_metrics(forecast, table.label)
     numbers = {name: {key: None if np.isnan(v) else v for key, v in asdict(e).items()} for name, e in found.items()}
     events = int(table.label[:, 1].sum())
     return {table.outcome[0]: {"unit": "d", "patients": len(table), "events": events, **numbers}}

@@ -94,6 +94,7 @@ def report_on(folder: str, curves: str, *, target: Sequence[str], horizons: Sequ
 def _report(
     table: PredictionsTable, baseline: Baseline, folder: Path, horizons: Sequence[float], notice: str = ""
 ) -> None:
+    horizons = known_horizons(baseline, horizons)
     found = summarise_risk(table, baseline, horizons=horizons)
     atomic_write_text(folder / "metrics.json", json.dumps(found, indent=1, allow_nan=False))
     time, event = table.outcome
@@ -109,6 +110,28 @@ def _report(
     sections = [caveat(notice)] if notice else []
     sections += survival_sections(table, baseline, stored, horizons=horizons)
     _log.info("report: %s", write_report(folder / "report.html", title=f"Time to {event}", sections=sections))
+
+
+def known_horizons(baseline: Baseline, horizons: Sequence[float]) -> list[float]:
+    """The horizons at which chances are known, with a warning about the others.
+
+    Args:
+        baseline: the curves.
+        horizons: days, increasing.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    knows = baseline.knows(np.asarray(horizons, dtype=np.float64)).tolist()
+    known = [day for day, within in zip(horizons, knows, strict=True) if within]
+    beyond = ", ".join(f"{day:g}" for day, within in zip(horizons, knows, strict=True) if not within)
+    if beyond:
+        last = baseline.last_day
+        sentence = f"horizons: expected days within the {last:g} that held-out patients were followed, got {beyond}"
+        if not known:
+            raise ValueError(f"{sentence}: is the time in days?")
+        _log.warning("%s: probabilities by then are left empty", sentence)
+    return known
 
 
 def summarise_risk(table: PredictionsTable, baseline: Baseline, *, horizons: Sequence[float]) -> dict[str, Any]:
@@ -288,7 +311,9 @@ def _over_time(risk: Array, label: Array) -> list[Section]:
 
 def _own(baseline: Baseline, risk: Array, label: Array) -> Array:
     """The predicted chance ``(P,)`` of no event through each patient's own time."""
-    return np.array([baseline.survival(risk[i : i + 1], label[i : i + 1, 0])[0, 0] for i in range(len(risk))])
+    # Who was followed for longer than those of the curve counts as free of the event until its end.
+    time = label[:, 0] if baseline.last_day is None else np.minimum(label[:, 0], baseline.last_day)
+    return np.array([baseline.survival(risk[i : i + 1], time[i : i + 1])[0, 0] for i in range(len(risk))])
 
 
 def _summary(stored: dict[str, Any], horizons: Sequence[float]) -> Section:

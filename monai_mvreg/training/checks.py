@@ -145,6 +145,11 @@ def validation_problem(task: Task, validation: Sequence[Mapping[str, Any]], *, c
     if not isinstance(task, TimeToEvent):
         return f"expected at least 2 patients, got {len(validation)}" if len(validation) < 2 else ""
     label = np.array([item["label"] for item in validation], dtype=np.float64)
+    if not any(day <= label[:, 0].max(initial=0.0) for day in task.horizons):
+        return (
+            f"expected patients followed for at least {task.horizons[0]:g} days, the first of the horizons, got at "
+            f"most {label[:, 0].max(initial=0.0):g} (column {columns.target[0]!r} is taken to be in days)"
+        )
     if math.isnan(concordance(np.zeros(len(label)), label)):
         events = int(label[:, 1].sum())
         return (

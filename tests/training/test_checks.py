@@ -153,7 +153,7 @@ def event_items(*labels: tuple[float, int]) -> list[dict[str, Any]]:
 
 
 NUMBER, TIME = Columns(target=("ef",)), Columns(target=("days",), event="dead")
-COX = TimeToEvent(CoxLoss(), horizons=[10], event="dead")
+COX = TimeToEvent(CoxLoss(), horizons=[1], event="dead")
 MIXED = event_items((1, 1), (2, 0), (3, 1), (4, 0))
 
 
@@ -166,6 +166,7 @@ MIXED = event_items((1, 1), (2, 0), (3, 1), (4, 0))
         (COX, MIXED, event_items((1, 0), (2, 0)), r"validation_folds: expected an event \(column 'dead'\) .* got 0"),
         (COX, MIXED, event_items((1, 0), (2, 1)), "got 1 events in 2 patients"),
         (COX, MIXED, event_items((2, 1)), "got 1 events in 1 patients"),
+        (COX, MIXED, event_items((0.9, 1), (0.5, 1)), r"at least 1 days, the first of the horizons, got at most 0.9 "),
         (COX, event_items((1, 0), (2, 0)), MIXED, r"expected an event \(column 'dead'\) among 2 training patients"),
     ],
 )

@@ -122,6 +122,13 @@ def expect_patients(
                     f"expected values of {name!r} that differ between the {len(label)} training patients, got "
                     f"{values[0]:.17g} for all"
                 )
+            step, spread = float(np.spacing(np.abs(values).max().astype(np.float32))), float(values.std())
+            if step > spread / 20:  # numbers are float32
+                raise ValueError(
+                    f"expected values of {name!r} that differ between patients by more than single precision rounds, "
+                    f"got a standard deviation of {spread:.3g} at steps of {step:.3g} around {values.mean():.12g}: "
+                    "subtract a constant from the column"
+                )
     if batches is not None and batches.processes == 1 and not _teaches(task, label, batches, len(columns.target)):
         size = "max_scans" if batches.max_scans is not None else "batch_size"
         raise ValueError(

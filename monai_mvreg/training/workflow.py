@@ -23,7 +23,7 @@ from monai.utils import set_determinism
 from monai_mvreg.bundle_folder import find_bundle, is_installed
 from monai_mvreg.cohort.split import Folds, fold_names, select
 from monai_mvreg.cohort.table import Cohort, Columns
-from monai_mvreg.errors import user_error
+from monai_mvreg.errors import config_error, user_error
 from monai_mvreg.trained.model_files import PATIENTS_FILE, check_files
 from monai_mvreg.trained.model_settings import (
     OF_EVALUATION,
@@ -57,6 +57,7 @@ def refuse_unread_settings(configs: str) -> None:
         configs: the folder of the bundle's configs; where it holds none, those of the package's bundle are taken.
 
     Raises:
+        FileNotFoundError: naming the setting of a file of pretrained weights that is not there.
         ValueError: naming the setting and the nearest known one, or a setting whose value is the text "false", which
             would be taken for true.
         RuntimeError: if not called from a config.
@@ -76,6 +77,9 @@ def refuse_unread_settings(configs: str) -> None:
             hint = f": did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"expected a setting of the bundle, got {setting!r}{hint}")
     for setting, value in _leaves(config):
+        loads = "train" in config and config.get("pretrained") is not False  # evaluation has the trained weights
+        if loads and setting.endswith("pretrained_cfg_overlay#file") and not Path(str(value)).is_file():
+            raise FileNotFoundError(f"{setting}: expected pretrained weights in {value}, found no such file")
         if value in ("true", "false", "null"):
             raise ValueError(f"{setting}: the command line takes True, False and '$None', got the text {value!r}")
 
@@ -285,8 +289,9 @@ def expect_share(patients: int, processes: int) -> None:
 def explain_errors() -> None:
     """Print what a user can mend in one line instead of the nested traceback of a config.
 
-    Applies to uncaught errors of this process that :func:`~monai_mvreg.errors.user_error` finds; all others, and all
-    when the environment variable ``MVREG_TRACEBACK`` is set, are shown whole.
+    Applies to uncaught errors of this process that :func:`~monai_mvreg.errors.user_error` finds, and to what a config
+    wraps, of which the first cause and the expression are named; all others, and all when the environment variable
+    ``MVREG_TRACEBACK`` is set, are shown whole.
     """
     if os.environ.get("MVREG_TRACEBACK"):
         return
@@ -297,8 +302,7 @@ def explain_errors() -> None:
 
 def _no_traceback(record: logging.LogRecord) -> bool:
     """Leave out MONAI's traceback of an error, which is printed at the end of a run, and of a stop on request."""
-    error = record.exc_info[1] if record.exc_info else None
-    return error is None or not (isinstance(error, SystemExit) or user_error(error))
+    return not (record.exc_info and record.exc_info[1])
 
 
 def set_seed(seed: int, *, deterministic: bool) -> None:
@@ -315,7 +319,7 @@ def set_seed(seed: int, *, deterministic: bool) -> None:
 
 
 def _print_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    cause = user_error(error)
+    cause = user_error(error) or config_error(error)
     if cause is None:
         sys.__excepthook__(kind, error, trace)
     else:

@@ -163,6 +163,12 @@ MIXED = event_items((1, 1), (2, 0), (3, 1), (4, 0))
         (Number(nn.L1Loss()), number_items(1, 2), number_items(1), "validation_folds: expected at least 2 patients"),
         (Number(nn.L1Loss()), number_items(1), number_items(1, 2), "expected at least 2 training patients, got 1"),
         (Number(nn.L1Loss()), number_items(5, 5), number_items(1, 2), "values of 'ef' that differ between the 2"),
+        (
+            Number(nn.L1Loss()),
+            number_items(1e9 + 20, 1e9 + 80),
+            number_items(1, 2),
+            r"^expected values of 'ef' that differ .* deviation of 30 at steps of 64 around 1000000050: subtract",
+        ),
         (COX, MIXED, event_items((1, 0), (2, 0)), r"validation_folds: expected an event \(column 'dead'\) .* got 0"),
         (COX, MIXED, event_items((1, 0), (2, 1)), "got 1 events in 2 patients"),
         (COX, MIXED, event_items((2, 1)), "got 1 events in 1 patients"),
@@ -200,3 +206,9 @@ def test_batches_from_which_a_loss_cannot_learn_are_refused(
     hazards = TimeToEvent(DiscreteHazardLoss([2, 3]), horizons=[3], event="dead")
     expect_patients(hazards, MIXED, MIXED, columns=TIME, batches=few)  # it compares nobody
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("offset", [0, 1e6, -1e6])
+def test_targets_that_single_precision_resolves_are_taken(offset: float) -> None:
+    items = number_items(*(offset + value for value in (20, 50, 80)))
+    expect_patients(Number(nn.L1Loss()), items, items, columns=NUMBER)

@@ -45,6 +45,9 @@ def config_error(error: BaseException) -> str | None:
         The first cause and the innermost expression or component that MONAI names; None for an error outside a config.
     """
     where = None
+    if circle := re.match(r"detected circular references '(.*)' for id='(.*)' in the config", str(error)):
+        first, second = (name.replace("::", "#") for name in circle.groups())
+        return f"expected settings that do not refer to each other in a circle, got {first} and {second}"
     while (text := str(error)).startswith(("Failed to evaluate", "Failed to instantiate")):
         where = " ".join(text.split())
         below = error.__cause__ or error.__context__

@@ -37,6 +37,7 @@ from monai_mvreg.trained.model_settings import (
 from monai_mvreg.trained.training_patients import read_training_patients
 from monai_mvreg.trained.training_record import training_folds
 from monai_mvreg.trained.weights import WEIGHTS_FILES, read_weights, weights_hash
+from monai_mvreg.training.setting_kinds import expect_kinds
 
 _log = logging.getLogger(__name__)
 _READ_BY_MONAI = {"imports", "initialize", "run", "finalize", "_meta_"}
@@ -66,7 +67,9 @@ def refuse_unread_settings(configs: str) -> None:
     files = list(Path(configs).glob("*.yaml")) or list((find_bundle() / "configs").glob("*.yaml"))
     # While a config runs, MONAI writes "@train::trainer".
     text = yaml.safe_dump(config).replace("::", "#")
-    known = {name for file in files for name in _names(yaml.safe_load(file.read_text(encoding="utf-8")))}
+    declared = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
+    expect_kinds(config, declared)
+    known = {name for entries in declared for name in _names(entries)}
     known |= _READ_BY_MONAI | set(re.findall(r"[@%](\w+)", text)) | set(re.findall(r"[@%](\w+#\w+)", text))
     # Nobody reads "train" as a whole, so each of its entries must be known; "metrics" is read whole, with any entry.
     whole = set(re.findall(r"[@%](\w+)\b(?!#)", text))

@@ -150,7 +150,7 @@ def test_a_foreign_error_in_a_config_is_its_cause_in_one_line(
     monkeypatch.delenv("MVREG_TRACEBACK", raising=False)
     text = shown(failing(expression), monkeypatch, capsys)
     assert "Traceback" not in text and text.strip().count("\n") == 0
-    assert f"({kind} in '{expression}'; MVREG_TRACEBACK=1 shows all of it)" in text
+    assert f"({kind} in " in text and expression in text and "; MVREG_TRACEBACK=1 shows all of it)" in text
 
 
 def test_an_error_outside_a_config_is_printed_whole(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 import torch
@@ -18,6 +19,8 @@ def user_error(error: BaseException) -> BaseException | None:
     while cause is not None:
         if (shortage := _memory_shortage(cause)) is not None:
             return shortage
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            return cause
         if (unreachable := _hub_failure(cause)) is not None:
             return unreachable
         trace = cause.__traceback__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 import torch
@@ -18,6 +19,10 @@ def user_error(error: BaseException) -> BaseException | None:
     while cause is not None:
         if (shortage := _memory_shortage(cause)) is not None:
             return shortage
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            return cause
+        if (unreachable := _hub_failure(cause)) is not None:
+            return unreachable
         trace = cause.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
@@ -31,6 +36,43 @@ def user_error(error: BaseException) -> BaseException | None:
         # What was raised "from None" stands for itself.
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
+
+
+def config_error(error: BaseException) -> str | None:
+    """Say in one sentence what failed in a config, where the error is none of this package.
+
+    Args:
+        error: as MONAI raises it.
+
+    Returns:
+        The first cause and the innermost expression or component that MONAI names; None for an error outside a config.
+    """
+    where = None
+    if circle := re.match(r"detected circular references '(.*)' for id='(.*)' in the config", str(error)):
+        first, second = (name.replace("::", "#") for name in circle.groups())
+        return f"expected settings that do not refer to each other in a circle, got {first} and {second}"
+    while (text := str(error)).startswith(("Failed to evaluate", "Failed to instantiate")):
+        where = " ".join(text.split())
+        below = error.__cause__ or error.__context__
+        if below is None:
+            break
+        error = below
+    if where is None:
+        return None
+    where = re.sub(r"__local_refs\['([^']*)'\]", lambda name: "@" + name[1].replace("::", "#"), where)
+    where = re.sub(r"^Failed to (evaluate|instantiate) (ConfigExpression: |component )?", "", where)[:200]
+    cause = " ".join(str(error).split())[:500]
+    return f"{cause or 'no reason given'} ({type(error).__name__} in {where}; MVREG_TRACEBACK=1 shows all of it)"
+
+
+def _hub_failure(error: BaseException) -> FileNotFoundError | None:
+    """Say what to do where pretrained weights cannot be fetched."""
+    if type(error).__module__.partition(".")[0] not in ("huggingface_hub", "httpx", "httpcore", "requests"):
+        return None
+    return FileNotFoundError(
+        f"expected pretrained weights from the hub, which cannot be reached ({type(error).__name__}): give a file by "
+        "--encoder#encoder#pretrained_cfg_overlay \"{'file': 'weights.safetensors'}\", or --pretrained False"
+    )
 
 
 def _memory_shortage(error: BaseException) -> MemoryError | None:

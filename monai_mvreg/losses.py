@@ -34,6 +34,7 @@ class QuantileLoss(nn.Module):
 
     def __init__(self, quantiles: Sequence[float]) -> None:
         super().__init__()
+        quantiles = [quantiles] if isinstance(quantiles, (int, float)) else quantiles
         if not quantiles or not all(0 < level < 1 for level in quantiles):
             raise ValueError(f"expected levels between 0 and 1, got {list(quantiles)}")
         self.register_buffer("quantiles", torch.tensor(quantiles, dtype=torch.float64), persistent=False)
@@ -175,6 +176,7 @@ class DiscreteHazardLoss(nn.Module):
 
     def __init__(self, edges: Sequence[float], *, causes: int = 1) -> None:
         super().__init__()
+        edges = [edges] if isinstance(edges, (int, float)) else edges
         if not edges or any(low >= high for low, high in zip([0.0, *edges], edges, strict=False)):
             raise ValueError(f"expected edges in days that increase from above 0, got {list(edges)}")
         self.register_buffer("edges", torch.tensor(edges, dtype=torch.float64), persistent=False)

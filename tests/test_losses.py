@@ -380,3 +380,8 @@ def test_standardised_quantiles_share_one_scale_and_are_put_in_order() -> None:
     assert found == pytest.approx(loss(prediction, label).item() / 10)
     other = QuantileLoss([0.9, 0.1])
     assert other.value_and_spread(torch.tensor([[9.0, 1.0]]))[1].tolist() == [[4.0]]
+
+
+def test_one_edge_or_one_level_is_a_list_of_one() -> None:
+    assert DiscreteHazardLoss(365).edges.tolist() == [365]  # type: ignore[arg-type]
+    assert QuantileLoss(0.5).quantiles.tolist() == [0.5]  # type: ignore[arg-type]

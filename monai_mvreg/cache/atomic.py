@@ -1,9 +1,13 @@
 """Atomic writes: a file is written under another name in its folder, then renamed."""
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_FULL = 16384  # bytes that are left
 
 
 @contextmanager
@@ -18,6 +22,9 @@ def atomic_write(path: Path, *, ending: str = ".part", durable: bool = True) -> 
             one each.
         durable: write to the disk before renaming, so that not even a power failure leaves a truncated file. Without it
             the reader must be able to detect one.
+
+    Raises:
+        OSError: naming the folder if its disk is full, whatever the writer made of that.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -35,6 +42,11 @@ def atomic_write(path: Path, *, ending: str = ".part", durable: bool = True) -> 
             with unfinished.open("r+b") as file:
                 os.fsync(file.fileno())
         unfinished.replace(path)
+    except (OSError, RuntimeError) as error:  # torch has no type of its own for it
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        if full or shutil.disk_usage(path.parent).free < _FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent)) from error
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -3,11 +3,14 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from monai_mvreg.cohort.table import Cohort, Patient
+
+Folds: TypeAlias = Sequence[str | int] | str | int
 
 
 def fold_of(key: str, folds: int, *, seed: int) -> str:
@@ -97,18 +100,18 @@ def _strata(target: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
     return np.searchsorted(values if len(values) <= 4 else np.unique(np.quantile(target, [0.25, 0.5, 0.75])), target)
 
 
-def select(cohort: Cohort, folds: Sequence[str | int]) -> tuple[Patient, ...]:
+def select(cohort: Cohort, folds: Folds) -> tuple[Patient, ...]:
     """Select the patients of some folds.
 
     Args:
         cohort: with folds.
-        folds: names of folds.
+        folds: names of folds, or one name.
 
     Returns:
         The patients, in the order of the cohort.
 
     Raises:
-        ValueError: if a name is no fold of the cohort, or ``folds`` is not a list.
+        ValueError: if a name is no fold of the cohort, or ``folds`` is neither a name nor a list.
 
     Example:
         >>> from monai_mvreg.cohort.table import Columns, read_cohort
@@ -120,7 +123,7 @@ def select(cohort: Cohort, folds: Sequence[str | int]) -> tuple[Patient, ...]:
     return tuple(p for p in cohort.patients if p.fold in wanted)
 
 
-def leave_out(cohort: Cohort, *folds: Sequence[str | int]) -> tuple[Patient, ...]:
+def leave_out(cohort: Cohort, *folds: Folds) -> tuple[Patient, ...]:
     """Select the patients of all other folds.
 
     Args:
@@ -131,13 +134,13 @@ def leave_out(cohort: Cohort, *folds: Sequence[str | int]) -> tuple[Patient, ...
         The patients, in the order of the cohort.
 
     Raises:
-        ValueError: if a name is no fold of the cohort, or one of ``folds`` is not a list.
+        ValueError: if a name is no fold of the cohort, or one of ``folds`` is neither a name nor a list.
     """
     left_out = {name for part in folds for name in _known(cohort, part)}
     return tuple(p for p in cohort.patients if p.fold not in left_out)
 
 
-def held_out(folds: Sequence[str | int], *left_out: Sequence[str | int]) -> Sequence[str | int]:
+def held_out(folds: Folds, *left_out: Folds) -> Folds:
     """Check that training left these folds out, and return them.
 
     Args:
@@ -148,7 +151,7 @@ def held_out(folds: Sequence[str | int], *left_out: Sequence[str | int]) -> Sequ
         The folds to evaluate.
 
     Raises:
-        ValueError: if the model has learned from one of the folds, or one of the arguments is not a list.
+        ValueError: if the model has learned from one of the folds, or an argument is neither a name nor a list.
     """
     known = {name for part in left_out for name in _names(part)}
     seen = _names(folds) - known
@@ -160,7 +163,23 @@ def held_out(folds: Sequence[str | int], *left_out: Sequence[str | int]) -> Sequ
     return folds
 
 
-def _known(cohort: Cohort, folds: Sequence[str | int]) -> set[str]:
+def fold_names(folds: Folds) -> list[str]:
+    """The names of folds in order, from a list of them or one.
+
+    Args:
+        folds: names of folds, or one name.
+
+    Raises:
+        ValueError: if ``folds`` is neither a name nor a list.
+
+    Example:
+        >>> fold_names("10"), fold_names([1, 0])
+        (['10'], ['0', '1'])
+    """
+    return sorted(_names(folds))
+
+
+def _known(cohort: Cohort, folds: Folds) -> set[str]:
     known = {p.fold for p in cohort.patients if p.fold is not None}
     wanted = _names(folds)
     if not wanted <= known:
@@ -168,8 +187,10 @@ def _known(cohort: Cohort, folds: Sequence[str | int]) -> set[str]:
     return wanted
 
 
-def _names(folds: Sequence[str | int]) -> set[str]:
-    # The text "10" would be read letter by letter, as the folds 1 and 0.
-    if isinstance(folds, str) or not isinstance(folds, Sequence):
-        raise ValueError(f"expected a list of folds, such as {[str(folds)]}, got {folds!r}")
+def _names(folds: Folds) -> set[str]:
+    # One value is a list of one: the text "10" is no list of the folds 1 and 0.
+    if isinstance(folds, (str, int)) and not isinstance(folds, bool):
+        folds = [folds]
+    if not isinstance(folds, Sequence):
+        raise ValueError(f"expected a list of folds, such as ['0'], got {folds!r}")
     return {str(fold) for fold in folds}

@@ -50,10 +50,10 @@ class Columns:
     subgroups: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a single text where a list is expected: it would be read letter by letter."""
-        for name, value in (("views", self.views), ("target", self.target), ("subgroups", self.subgroups)):
-            if isinstance(value, str):
-                raise ValueError(f"{name}: expected a list, such as {[value]}, got {value!r}")
+        """Take a single text for a list of one: it would be read letter by letter."""
+        for name in ("views", "target", "subgroups"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
 
     @property
     def covariate_names(self) -> tuple[str, ...]:
@@ -266,6 +266,8 @@ def _facts_of_patient(key: str, facts: TableRows, rows: Sequence[int], columns: 
             raise ValueError(f"{facts.file.name}, column {columns.fold!r}: one patient is in two folds, {where}")
     target = [facts.number(row, column) for column in columns.target]
     if columns.event is not None:
+        if target and target[0] < 0:
+            raise facts.error(row, columns.target[0], f"expected a time of 0 days or more, got {target[0]:g}")
         event = facts.number(row, columns.event)
         if event not in (0.0, 1.0):
             raise facts.error(row, columns.event, f"expected 1 (event seen) or 0 (censored), got {event:g}")

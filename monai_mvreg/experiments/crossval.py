@@ -23,7 +23,7 @@ from monai.bundle import ConfigParser
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_mvreg.cache.atomic import atomic_write
-from monai_mvreg.cohort.split import balanced_seed
+from monai_mvreg.cohort.split import balanced_seed, select, split_cohort
 from monai_mvreg.cohort.table import Cohort, TableRows, datalist
 from monai_mvreg.metrics.survival import Forecast, survival_metrics
 from monai_mvreg.report.evaluation import evaluation_sections, summarise
@@ -31,6 +31,7 @@ from monai_mvreg.report.page import write_report
 from monai_mvreg.results.intervals import crossfit_intervals, extend_intervals
 from monai_mvreg.results.predictions_table import PredictionsTable, average
 from monai_mvreg.trained.model_settings import differences
+from monai_mvreg.training.checks import expect_patients, validation_problem
 from monai_mvreg.training.workflow import cohort_hash
 
 
@@ -123,7 +124,8 @@ def crossvalidate(plan: Plan, out: Path, *, folds: int = 5, seeds: Sequence[int]
     out.mkdir(parents=True, exist_ok=True)
     cohort_now = cohort_hash(datalist(cohort.patients), str(plan.dataset))
     _same_plan(out / "plan.json", plan, {"folds": names, "cohort": f"hash {cohort_now}, unit {cohort.unit}"}, settings)
-    runs = [(test, other, seed) for test in names for other, seed in zip(_others(names, test), seeds, strict=False)]
+    choosing = _choosing(plan, cohort if not settings else split_cohort(cohort, folds, seed=settings["split_seed"]))
+    runs = [(test, other, seed) for test in names for other, seed in zip(choosing[test], seeds, strict=False)]
     for test, validation, seed in tqdm(runs, "folds", unit="run", disable=None):
         left_out = {"test_folds": [test], "validation_folds": [validation], "seed": seed}
         _run_fold(plan, out / f"fold-{test}_seed-{seed}", {**settings, **left_out}, test)
@@ -227,10 +229,27 @@ def _run(plan: Plan, kind: str, place: Path) -> None:
         raise ChildProcessError(f"{place.name}, {kind}: {told.removeprefix('error: ')} (all of it: {place / kind}.log)")
 
 
-def _others(names: Sequence[str], test: str) -> Iterator[str]:
-    """The folds behind one, in turn, without end: that which chooses the epoch in each run that tests the one."""
-    at = names.index(test)
-    return itertools.cycle([*names[at + 1 :], *names[:at]])
+def _choosing(plan: Plan, cohort: Cohort) -> dict[str, Iterator[str]]:
+    """The folds behind each one, in turn, without end: that which chooses the epoch in each run that tests the one.
+
+    A fold that cannot choose (one patient, no event) is passed over; what else a training refuses is refused here,
+    before any of them.
+    """
+    task, columns = plan.read("task"), plan.read("columns")
+    names = sorted({str(patient.fold) for patient in cohort.patients})
+    items = {name: datalist(select(cohort, [name])) for name in names}
+    found: dict[str, Iterator[str]] = {}
+    for at, test in enumerate(names):
+        others = [*names[at + 1 :], *names[:at]]
+        able = [name for name in others if not validation_problem(task, items[name], columns=columns)]
+        for name in able or others:
+            training = [item for other in others if other != name for item in items[other]]
+            try:
+                expect_patients(task, training, items[name], columns=columns)
+            except ValueError as error:
+                raise ValueError(f"fold {test} for testing and {name} for validation: {error}") from None
+        found[test] = itertools.cycle(able)
+    return found
 
 
 def _report(table: PredictionsTable, out: Path) -> None:
@@ -252,7 +271,10 @@ def _report(table: PredictionsTable, out: Path) -> None:
 
 def _survival(table: PredictionsTable) -> dict[str, Any]:
     """What ``metrics.json`` holds of a time to event."""
-    found = survival_metrics(Forecast(table.log_hazard, table.horizons, 1 - table.risks), table.label)
+    known = np.asarray(np.isfinite(table.risks).all(axis=0))  # a horizon may lie beyond the follow-up of a fold
+    horizons = [day for day, within in zip(table.horizons, known, strict=True) if within]
+    forecast = Forecast(table.log_hazard, horizons or table.horizons, 1 - table.risks[:, known] if horizons else None)
+    found = survival_metrics(forecast, table.label)
     numbers = {name: {key: None if np.isnan(v) else v for key, v in asdict(e).items()} for name, e in found.items()}
     events = int(table.label[:, 1].sum())
     return {table.outcome[0]: {"unit": "d", "patients": len(table), "events": events, **numbers}}

@@ -80,6 +80,7 @@ class PretrainedEncoder(nn.Module):
     def __init__(self, encoder: nn.Module, *, learn: Sequence[str] = ()) -> None:
         super().__init__()
         self.encoder = encoder
+        learn = [learn] if isinstance(learn, str) else learn  # one pattern is a list of one
         names = [name for name, _ in encoder.named_parameters()]
         for pattern in learn:
             if not fnmatch.filter(names, pattern):
@@ -238,7 +239,8 @@ def load_weights(network: nn.Module, path: str) -> nn.Module:
     """Load pretrained weights from a local file into a network whose classification layer may differ or be missing.
 
     Reads a bare state dict and the nested form of MedicalNet (``{"state_dict": {"module.conv1.weight": ...}}``).
-    Tensors only: a file that holds code is refused by torch.
+    Tensors only: a file that holds code is refused by torch. Weights made for three colours are summed over them in the
+    first layer of a network for one channel, which then gives what it gave for a grey picture in three colours.
 
     Args:
         network: the network the weights were made for, e.g. ``resnet10(n_input_channels=1, feed_forward=False,
@@ -257,6 +259,10 @@ def load_weights(network: nn.Module, path: str) -> nn.Module:
     weights = weights.get("state_dict", weights)
     weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     own = network.state_dict()
+    for name, tensor in weights.items():
+        grey = own.get(name)
+        if grey is not None and tensor.ndim >= 4 and tensor.shape[1] == 3 and grey.shape[1:2] == (1,):
+            weights[name] = tensor.sum(1, keepdim=True)  # three colours for one channel, as timm does
     # Counters of batches exist only since torch 0.4.1 and change nothing in evaluation.
     missing = [n for n in own if n not in weights and not n.endswith("num_batches_tracked")]
     other = [n for n, t in own.items() if n in weights and weights[n].shape != t.shape]

@@ -78,7 +78,11 @@ class Covariates(nn.Module):
         mean = torch.where(known, covariates, 0.0).sum(0) / count
         std = (torch.where(known, covariates - mean, 0.0).square().sum(0) / count).sqrt()
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 0, std, 1.0))
+        # What is the same for all but rounding says nothing, and another value of it must change nothing.
+        lowest = torch.where(known, covariates, torch.inf).amin(0)
+        highest = torch.where(known, covariates, -torch.inf).amax(0)
+        constant = (std == 0) | ~(highest - lowest > 1e-6 * torch.maximum(lowest.abs(), highest.abs()))
+        self.std.copy_(torch.where(constant, torch.finfo(self.std.dtype).max, std))
 
     def forward(self, covariates: Tensor) -> Tensor:
         """Map ``(B, V)``, NaN where missing, to ``(B, 2 V)``: standardised values, then flags of what is missing."""

@@ -197,7 +197,7 @@ class TimeToEvent:
 
     Args:
         loss: :class:`~monai_mvreg.losses.CoxLoss`, ``DiscreteHazardLoss``, ``WeibullLoss`` or ``LogNormalLoss``.
-        horizons: days, increasing, by which probabilities of the event are predicted and judged.
+        horizons: days, increasing, by which probabilities of the event are predicted and judged; or one day.
         event: name of the column with 1 for an event and 0 for censored.
 
     Raises:
@@ -216,6 +216,10 @@ class TimeToEvent:
     lower_is_better: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.horizons, (int, float)):  # one value is a list of one
+            object.__setattr__(self, "horizons", [self.horizons])
+        if not all(isinstance(day, (int, float)) for day in self.horizons):
+            raise ValueError(f"horizons: expected days as numbers, got {self.horizons!r}")
         days = [0.0, *self.horizons]
         if len(days) < 2 or any(earlier >= later for earlier, later in itertools.pairwise(days)):
             raise ValueError(f"horizons: expected increasing days above 0, got {list(self.horizons)}")

@@ -36,7 +36,7 @@ from monai_mvreg.predict.prediction import (
     UsedScan,
 )
 from monai_mvreg.predict.selection import FoundPatient, date_of, find_patient, inside
-from monai_mvreg.results.calibration import cross_interval
+from monai_mvreg.results.calibration import cross_interval, unknown_horizons
 from monai_mvreg.scans.content_hash import codec_releases, content_hashes, scan_content
 from monai_mvreg.scans.find import Scan
 from monai_mvreg.scans.formats.byte_ranges import ScanError
@@ -200,6 +200,9 @@ class Predictor:
             n for n, v in zip(self.trained.covariates, found.patient.covariates, strict=True) if math.isnan(v)
         ]:
             warnings.append(PredictionWarning("covariates", f"missing: {', '.join(missing)}"))
+        if beyond := unknown_horizons(self.trained.task, [member.curves for member in self._all]):
+            text = f"no patient was followed until day {', '.join(f'{day:g}' for day in beyond)}"
+            warnings.append(PredictionWarning("horizons", text))
         warnings += self._majority([m.domain.check_patient(len(seen), max(days) - min(days)) for m in self._all])
         for number in numbers:
             warnings += self._majority([m.domain.check_value(number.name, number.value) for m in self._all])
@@ -357,9 +360,12 @@ class Predictor:
         """The mean of the curves of all members, for their log risks ``(members,)``."""
         curves = [member.curves for member in self._all if member.curves is not None]
         days = np.unique(np.concatenate([curve.days for curve in curves]))
+        days = days[np.all([curve.knows(days) for curve in curves], axis=0)]
         task = self.trained.task
         assert isinstance(task, TimeToEvent)
-        horizons = np.array(task.horizons, dtype=np.float64)
+        horizons = np.array(
+            [day for day in task.horizons if all(curve.knows(day) for curve in curves)], dtype=np.float64
+        )
 
         def chance(at: Array) -> Array:
             each = [curve.survival(risks[[i]], at)[0] for i, curve in enumerate(curves)]

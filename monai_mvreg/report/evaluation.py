@@ -167,6 +167,17 @@ def write_evaluation(folder: str, target: Sequence[str], *, training_mean: Seque
     place = Path(folder)
     predictions = PredictionsTable.read(place / "predictions.csv")
     metrics: dict[str, Any] = {}
+    counts = {name: len(predictions.known(name)) for name in target}
+    if min(counts.values(), default=2) < 2:
+        got = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        sentence = f"expected at least 2 patients with a measured value, got {got}"
+        _log.warning("no metrics: %s", sentence)
+        for name, count in counts.items():
+            metrics[name] = {"unit": predictions.unit, "patients": count, "left_out": len(predictions) - count}
+        atomic_write_text(place / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
+        sections = [*([caveat(notice)] if notice else []), Section("Summary", f"There are no metrics: {sentence}.")]
+        write_report(place / "report.html", title=f"Prediction of {', '.join(target)}", sections=sections)
+        return
     for name in target:
         metrics |= summarise(predictions, name)
     atomic_write_text(place / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))

@@ -94,6 +94,7 @@ def report_on(folder: str, curves: str, *, target: Sequence[str], horizons: Sequ
 def _report(
     table: PredictionsTable, baseline: Baseline, folder: Path, horizons: Sequence[float], notice: str = ""
 ) -> None:
+    horizons = known_horizons(baseline, horizons)
     found = summarise_risk(table, baseline, horizons=horizons)
     atomic_write_text(folder / "metrics.json", json.dumps(found, indent=1, allow_nan=False))
     time, event = table.outcome
@@ -109,6 +110,28 @@ def _report(
     sections = [caveat(notice)] if notice else []
     sections += survival_sections(table, baseline, stored, horizons=horizons)
     _log.info("report: %s", write_report(folder / "report.html", title=f"Time to {event}", sections=sections))
+
+
+def known_horizons(baseline: Baseline, horizons: Sequence[float]) -> list[float]:
+    """The horizons at which chances are known, with a warning about the others.
+
+    Args:
+        baseline: the curves.
+        horizons: days, increasing.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    knows = baseline.knows(np.asarray(horizons, dtype=np.float64)).tolist()
+    known = [day for day, within in zip(horizons, knows, strict=True) if within]
+    beyond = ", ".join(f"{day:g}" for day, within in zip(horizons, knows, strict=True) if not within)
+    if beyond:
+        last = baseline.last_day
+        sentence = f"horizons: expected days within the {last:g} that held-out patients were followed, got {beyond}"
+        if not known:
+            raise ValueError(f"{sentence}: is the time in days?")
+        _log.warning("%s: probabilities by then are left empty", sentence)
+    return known
 
 
 def summarise_risk(table: PredictionsTable, baseline: Baseline, *, horizons: Sequence[float]) -> dict[str, Any]:
@@ -257,6 +280,8 @@ def figure_calibration(forecast: Forecast, label: Array) -> Figure:
 def _over_time(risk: Array, label: Array) -> list[Section]:
     """The AUC over the days in which most events lie; nothing where all events are of one day."""
     events = label[label[:, 1] > 0, 0]
+    if not len(events):
+        return []
     days = np.unique(np.ceil(np.quantile(events, np.linspace(0.1, 0.9, _AUC_DAYS))))
     days = days[(days > 0) & (days < label[:, 0].max())]
     if len(days) < 2:
@@ -286,7 +311,9 @@ def _over_time(risk: Array, label: Array) -> list[Section]:
 
 def _own(baseline: Baseline, risk: Array, label: Array) -> Array:
     """The predicted chance ``(P,)`` of no event through each patient's own time."""
-    return np.array([baseline.survival(risk[i : i + 1], label[i : i + 1, 0])[0, 0] for i in range(len(risk))])
+    # Who was followed for longer than those of the curve counts as free of the event until its end.
+    time = label[:, 0] if baseline.last_day is None else np.minimum(label[:, 0], baseline.last_day)
+    return np.array([baseline.survival(risk[i : i + 1], time[i : i + 1])[0, 0] for i in range(len(risk))])
 
 
 def _summary(stored: dict[str, Any], horizons: Sequence[float]) -> Section:
@@ -297,11 +324,15 @@ def _summary(stored: dict[str, Any], horizons: Sequence[float]) -> Section:
         worth = "The risks order patients better than chance does."
     p = stored["d_calibration_p"]
     truth = "contradict" if p < 0.05 else "do not contradict"
+    known = (
+        f"the one with the higher risk had the event first in {rounded(100 * order.value)} of 100 pairs whose order is "
+        f"known; with other patients of the same kind this would probably be {span(_times(order, 100))}. {worth}"
+    )
+    if math.isnan(order.value):
+        known = "no two can be compared, so how well the risks order patients is not known."
     text = (
-        f"In {stored['patients']} patients with {stored['events']} events{left_out}, the one with the higher risk had "
-        f"the event first in {rounded(100 * order.value)} of 100 pairs whose order is known; with other patients of "
-        f"the same kind this would probably be {span(_times(order, 100))}. {worth}\n\nThe observed times {truth} the "
-        f"predicted chances (D-calibration, p = {rounded(p)}).{caution(stored['patients'])}"
+        f"In {stored['patients']} patients with {stored['events']} events{left_out}, {known}\n\nThe observed times "
+        f"{truth} the predicted chances (D-calibration, p = {rounded(p)}).{caution(stored['patients'])}"
     )
     rows = [("Concordance (Harrell)", "harrell"), (f"Concordance up to day {horizons[-1]:g} (Uno)", "uno")]
     for day in horizons:

@@ -33,21 +33,29 @@ class Baseline:
         hazard: cumulative hazard ``(U,)`` through each of them, of a patient with risk ``centre``.
         slope: factor of the log risk: below 1 where a model spreads its risks too far.
         centre: a log risk.
+        last_day: the longest that any of the patients was followed, beyond which nothing is known; ``None`` in the file
+            of an earlier version, which did not write it down.
     """
 
     days: tuple[float, ...]
     hazard: tuple[float, ...]
     slope: float
     centre: float
+    last_day: float | None = None
 
     def survival(self, risk: Array, days: Array) -> Array:
         """Chance ``(P, T)`` of no event through each of ``days (T,)``, from log risk ``(P,)``.
 
-        Behind the last event the chance stays: nothing is known of what comes later.
+        NaN beyond the last day.
         """
         through = np.searchsorted(self.days, days, side="right")
         hazard = np.concatenate([[0.0], self.hazard])[through]
-        return np.asarray(np.exp(-np.exp(self._log_ratio(risk))[:, None] * hazard))
+        known = np.where(self.knows(days), 1.0, np.nan)
+        return np.asarray(known * np.exp(-np.exp(self._log_ratio(risk))[:, None] * hazard))
+
+    def knows(self, days: Array | float) -> npt.NDArray[np.bool_]:
+        """Whether any patient was followed until each of ``days (T,)``."""
+        return np.asarray(days, dtype=np.float64) <= (math.inf if self.last_day is None else self.last_day)
 
     def median_days(self, risk: Array) -> Array:
         """Day ``(P,)`` through which half of the patients of that risk have the event; infinite if it lies behind."""
@@ -72,6 +80,17 @@ class Baseline:
     def _log_ratio(self, risk: Array) -> Array:
         # Beyond e^50 a chance is 0 or 1 whatever the hazard is.
         return np.clip(self.slope * (np.asarray(risk, dtype=np.float64) - self.centre), -50, 50)
+
+
+def unknown_horizons(task: Task, curves: Sequence[Baseline | None]) -> list[float]:
+    """Find the horizons of a task that lie beyond the follow-up of any of some curves.
+
+    Args:
+        task: of the model; without horizons there are none.
+        curves: of its members; ``None`` for one without.
+    """
+    horizons = task.horizons if isinstance(task, TimeToEvent) else ()
+    return [day for day in horizons if not all(curve.knows(day) for curve in curves if curve is not None)]
 
 
 def fit_baseline(risk: Array, label: Array) -> Baseline:
@@ -99,7 +118,9 @@ def fit_baseline(risk: Array, label: Array) -> Baseline:
     order = np.argsort(label[:, 0])
     from_here = np.cumsum(ratio[order][::-1])[::-1]
     at_risk = from_here[np.searchsorted(label[order, 0], days)]
-    return Baseline(tuple(days.tolist()), tuple(np.cumsum(events / at_risk).tolist()), slope, centre)
+    return Baseline(
+        tuple(days.tolist()), tuple(np.cumsum(events / at_risk).tolist()), slope, centre, float(label[:, 0].max())
+    )
 
 
 def mean_log_hazard(log_hazard: Array) -> Array:

@@ -78,7 +78,8 @@ class ModelSettings:
     @property
     def horizons(self) -> tuple[float, ...]:
         """Days at which probabilities are predicted; empty where no time to event is predicted."""
-        return tuple(map(float, _plain(self.entries["horizons"], self.own) or ()))
+        found = _plain(self.entries["horizons"], self.own) or ()
+        return tuple(map(float, [found] if isinstance(found, (int, float)) else found))
 
     @property
     def channels(self) -> int:
@@ -207,7 +208,11 @@ def setting_differences(
     if trained.format != now.format:
         # How a config spells it may have changed since; the shapes of the weights tell a real difference.
         known = [name for name in known if name not in ("outputs", "task")]
+    if all(str(part.get("outputs")).startswith("$@task.outputs(") for part in both):
+        known = [name for name in known if name != "outputs"]  # they follow from task and target
     for part in both:
+        if isinstance(part.get("horizons"), (int, float)):  # one value is a list of one
+            part["horizons"] = [part["horizons"]]
         if isinstance(part.get("columns#covariates"), dict):  # their order is that of the network's inputs
             part["columns#covariates"] = [{name: kind} for name, kind in part["columns#covariates"].items()]
     found = differences(*({name: part[name] for name in known} for part in both), labels=labels)

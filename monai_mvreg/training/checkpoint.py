@@ -1,5 +1,6 @@
 """A training that may be killed at any time: its whole state in one file, the best model in another."""
 
+import math
 import random
 import signal
 import sys
@@ -29,7 +30,7 @@ class Stateful(Protocol):
 
 
 class BestModelSaver:
-    """Save the weights whenever the validation metric is better than ever before.
+    """Save the weights whenever the validation metric is better than ever before, and finite.
 
     The file is replaced in one step, and what is best is kept over an interruption, so that a worse model never stands
     in it.
@@ -51,7 +52,8 @@ class BestModelSaver:
 
     def __call__(self, engine: Any) -> None:
         """Save, if this epoch is the best one."""
-        if self.write and engine.state.best_metric_epoch == engine.state.epoch:
+        best = engine.state.best_metric_epoch == engine.state.epoch and math.isfinite(engine.state.best_metric)
+        if self.write and best:
             with atomic_write(self.path) as unfinished:
                 torch.save(self.network.state_dict(), unfinished)
 

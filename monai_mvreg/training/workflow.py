@@ -21,9 +21,9 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from monai_mvreg.bundle_folder import find_bundle, is_installed
-from monai_mvreg.cohort.split import select
+from monai_mvreg.cohort.split import Folds, fold_names, select
 from monai_mvreg.cohort.table import Cohort, Columns
-from monai_mvreg.errors import user_error
+from monai_mvreg.errors import config_error, user_error
 from monai_mvreg.trained.model_files import PATIENTS_FILE, check_files
 from monai_mvreg.trained.model_settings import (
     OF_EVALUATION,
@@ -37,6 +37,7 @@ from monai_mvreg.trained.model_settings import (
 from monai_mvreg.trained.training_patients import read_training_patients
 from monai_mvreg.trained.training_record import training_folds
 from monai_mvreg.trained.weights import WEIGHTS_FILES, read_weights, weights_hash
+from monai_mvreg.training.setting_kinds import expect_kinds
 
 _log = logging.getLogger(__name__)
 _READ_BY_MONAI = {"imports", "initialize", "run", "finalize", "_meta_"}
@@ -57,6 +58,7 @@ def refuse_unread_settings(configs: str) -> None:
         configs: the folder of the bundle's configs; where it holds none, those of the package's bundle are taken.
 
     Raises:
+        FileNotFoundError: naming the setting of a file of pretrained weights that is not there.
         ValueError: naming the setting and the nearest known one, or a setting whose value is the text "false", which
             would be taken for true.
         RuntimeError: if not called from a config.
@@ -65,7 +67,9 @@ def refuse_unread_settings(configs: str) -> None:
     files = list(Path(configs).glob("*.yaml")) or list((find_bundle() / "configs").glob("*.yaml"))
     # While a config runs, MONAI writes "@train::trainer".
     text = yaml.safe_dump(config).replace("::", "#")
-    known = {name for file in files for name in _names(yaml.safe_load(file.read_text(encoding="utf-8")))}
+    declared = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
+    expect_kinds(config, declared)
+    known = {name for entries in declared for name in _names(entries)}
     known |= _READ_BY_MONAI | set(re.findall(r"[@%](\w+)", text)) | set(re.findall(r"[@%](\w+#\w+)", text))
     # Nobody reads "train" as a whole, so each of its entries must be known; "metrics" is read whole, with any entry.
     whole = set(re.findall(r"[@%](\w+)\b(?!#)", text))
@@ -76,6 +80,9 @@ def refuse_unread_settings(configs: str) -> None:
             hint = f": did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"expected a setting of the bundle, got {setting!r}{hint}")
     for setting, value in _leaves(config):
+        loads = "train" in config and config.get("pretrained") is not False  # evaluation has the trained weights
+        if loads and setting.endswith("pretrained_cfg_overlay#file") and not Path(str(value)).is_file():
+            raise FileNotFoundError(f"{setting}: expected pretrained weights in {value}, found no such file")
         if value in ("true", "false", "null"):
             raise ValueError(f"{setting}: the command line takes True, False and '$None', got the text {value!r}")
 
@@ -157,9 +164,7 @@ def same_settings(path: str, *, columns: Columns, unit: str | None = None) -> Mo
     return trained
 
 
-def expect_new_patients(
-    folder: str, cohort: Cohort, *, columns: Columns, folds: Sequence[str | int], allowed: bool = False
-) -> str:
+def expect_new_patients(folder: str, cohort: Cohort, *, columns: Columns, folds: Folds, allowed: bool = False) -> str:
     """Refuse to evaluate a model on patients that it has learned from; for the list ``run`` of evaluation.
 
     Patients are recognised by their keys. Where the training left no hashes of them, as version 0.1, its folds are
@@ -195,7 +200,7 @@ def expect_new_patients(
     if count and not allowed:
         raise ValueError(
             f"expected patients that the model has not learned from, got {count} of {len(evaluated)} that it has "
-            f"(folds of its training: {sorted(learned)}, folds to evaluate: {sorted(map(str, folds))}): evaluate other "
+            f"(folds of its training: {sorted(learned)}, folds to evaluate: {fold_names(folds)}): evaluate other "
             "folds, or give allow_training_patients True to evaluate these on purpose"
         )
     if not count:
@@ -287,8 +292,9 @@ def expect_share(patients: int, processes: int) -> None:
 def explain_errors() -> None:
     """Print what a user can mend in one line instead of the nested traceback of a config.
 
-    Applies to uncaught errors of this process that :func:`~monai_mvreg.errors.user_error` finds; all others, and all
-    when the environment variable ``MVREG_TRACEBACK`` is set, are shown whole.
+    Applies to uncaught errors of this process that :func:`~monai_mvreg.errors.user_error` finds, and to what a config
+    wraps, of which the first cause and the expression are named; all others, and all when the environment variable
+    ``MVREG_TRACEBACK`` is set, are shown whole.
     """
     if os.environ.get("MVREG_TRACEBACK"):
         return
@@ -299,8 +305,7 @@ def explain_errors() -> None:
 
 def _no_traceback(record: logging.LogRecord) -> bool:
     """Leave out MONAI's traceback of an error, which is printed at the end of a run, and of a stop on request."""
-    error = record.exc_info[1] if record.exc_info else None
-    return error is None or not (isinstance(error, SystemExit) or user_error(error))
+    return not (record.exc_info and record.exc_info[1])
 
 
 def set_seed(seed: int, *, deterministic: bool) -> None:
@@ -317,7 +322,7 @@ def set_seed(seed: int, *, deterministic: bool) -> None:
 
 
 def _print_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    cause = user_error(error)
+    cause = user_error(error) or config_error(error)
     if cause is None:
         sys.__excepthook__(kind, error, trace)
     else:

@@ -1,6 +1,8 @@
 """Files that are whole or not there."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from monai_mvreg.cache.atomic import atomic_write
+from monai_mvreg.errors import user_error
 
 
 def test_the_file_takes_its_place_when_all_is_written(tmp_path: Path) -> None:
@@ -53,3 +56,20 @@ def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatc
     with atomic_write(tmp_path / "table.csv") as unfinished:
         unfinished.write_text("whole")
     assert order == ["sync", "name"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "x"), FileNotFoundError("x"), RuntimeError("enforce fail")])
+def test_a_full_disk_is_named_with_its_folder(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    with pytest.raises(OSError, match="No space left on device") as caught, atomic_write(tmp_path / "file"):
+        raise error
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path)
+    assert user_error(caught.value) is caught.value and list(tmp_path.iterdir()) == []
+
+
+def test_an_error_with_room_on_the_disk_stays_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="theirs"), atomic_write(tmp_path / "file"):
+        raise RuntimeError("theirs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,14 +127,18 @@ def test_several_lists_of_folds_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("folds", ["10", 10], ids=["text", "number"])
-def test_folds_that_are_no_list_are_refused_and_not_taken_letter_by_letter(folds: str | int) -> None:
+def test_one_fold_is_a_list_of_one_and_not_taken_letter_by_letter(folds: str | int) -> None:
     cohort = split_cohort(cohort_of(random_keys(400, 0)), 11)
-    message = rf"expected a list of folds, such as \['10'\], got {folds!r}"
-    for call in (
-        lambda: select(cohort, folds),
-        lambda: leave_out(cohort, ["0"], folds),
-        lambda: held_out(folds, ["0"]),
-        lambda: held_out(["0"], ["0"], folds),
-    ):
-        with pytest.raises(ValueError, match=message):
+    assert select(cohort, folds) == select(cohort, ["10"])
+    assert leave_out(cohort, "0", folds) == leave_out(cohort, ["0", "10"])
+    assert held_out(folds, folds) == folds
+    with pytest.raises(ValueError, match=r"got \['10'\]"):
+        held_out(folds, ["0"])
+
+
+@pytest.mark.parametrize("folds", [None, True, 1.0])
+def test_folds_that_are_neither_a_name_nor_a_list_are_refused(folds: Any) -> None:
+    cohort = split_cohort(cohort_of(random_keys(400, 0)), 11)
+    for call in (lambda: select(cohort, folds), lambda: leave_out(cohort, folds), lambda: held_out(folds, ["0"])):
+        with pytest.raises(ValueError, match=rf"^expected a list of folds, such as \['0'\], got {folds}"):
             call()

@@ -388,7 +388,14 @@ def test_a_subgroup_that_is_no_column_is_named(folder: Path) -> None:
     assert "expected a column 'site'" in refusal(folder, ROWS, replace(COLUMNS, subgroups=("site",)))
 
 
-@pytest.mark.parametrize("name", ["target", "views", "subgroups"])
-def test_a_text_in_place_of_a_list_of_columns_is_not_taken_letter_by_letter(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name}: expected a list, such as \['volume'\], got 'volume'"):
-        Columns(**{name: "volume"})
+@pytest.mark.parametrize("name", ["views", "target", "subgroups"])
+def test_one_name_is_a_list_of_one(name: str) -> None:
+    assert Columns(**{name: "volume"}) == Columns(**{name: ("volume",)})  # type: ignore[arg-type]
+
+
+def test_a_negative_time_to_an_event_is_refused_by_its_row(folder: Path) -> None:
+    rows = [{**row, "target": -5 if row["patient"] == ROWS[0]["patient"] else 7, "seen": 1} for row in ROWS]
+    columns = Columns(target=("target",), event="seen")
+    told = "cohort.csv row 2, column 'target': expected a time of 0 days or more, got -5"
+    assert refusal(folder, rows, columns) == told
+    assert read(folder, rows, replace(columns, event=None)).patients[0].target == (-5.0,)  # a change may be negative

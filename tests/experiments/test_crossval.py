@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from monai_mvreg.experiments.crossval import Plan, crossvalidate, predict_new
+from monai_mvreg.experiments.crossval import Plan, _choosing, crossvalidate, predict_new
 from monai_mvreg.metrics.survival import concordance
 from monai_mvreg.results.predictions_table import PredictionsTable, average
 from tests.results.tables import whole
@@ -210,3 +211,28 @@ def test_survival_is_cross_validated_too(tmp_path: Path) -> None:
     expected = concordance(hazard, table[["time_to_event", "event"]].to_numpy(np.float64))
     found = json.loads((tmp_path / "out/metrics.json").read_text())["time_to_event"]["harrell"]["value"]
     assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_fold_that_cannot_choose_an_epoch_is_passed_over_but_tested(tmp_path: Path) -> None:
+    folder = study(tmp_path / "data")
+    rows = pd.read_csv(folder / "cohort.csv")
+    rows.loc[0, "fold"] = 9
+    rows.to_csv(folder / "cohort.csv", index=False)
+    plan = plan_of(folder)
+    found = _choosing(plan, plan.cohort())
+    assert {fold: list(itertools.islice(others, 3)) for fold, others in found.items()} == {
+        "0": ["1", "2", "1"],
+        "1": ["2", "0", "2"],
+        "2": ["0", "1", "0"],
+        "9": ["0", "1", "2"],
+    }
+
+
+def test_what_a_training_would_refuse_is_refused_before_the_first_one(tmp_path: Path) -> None:
+    folder = study(tmp_path / "data")
+    rows = pd.read_csv(folder / "cohort.csv")
+    rows.loc[rows["fold"] != 0, "target"] = 5
+    rows.to_csv(folder / "cohort.csv", index=False)
+    with pytest.raises(ValueError, match=r"^fold 0 for testing and 1 for validation: expected values of 'target' that"):
+        crossvalidate(plan_of(folder), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("fold-*"))

@@ -375,7 +375,7 @@ def test_a_missing_tensor_is_refused_by_name_and_nothing_is_loaded(tmp_path: Pat
 
 
 def test_a_tensor_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
-    torch.save({**stages().state_dict(), "low.0.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "weights.pth")
+    torch.save({**stages().state_dict(), "low.0.weight": torch.zeros(4, 2, 3, 3)}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"1 have another shape \['low\.0\.weight'\]"):
         load_weights(stages(), str(tmp_path / "weights.pth"))
 
@@ -439,3 +439,16 @@ def test_a_part_that_is_unfrozen_later_is_trained_from_then_on() -> None:
     assert all(module.training for module in second.modules())
     first.requires_grad_(False)
     assert not encoder.train().encoder[0].training and not encoder.eval().encoder[1].training
+
+
+def test_one_pattern_is_a_list_of_one() -> None:
+    encoder = PretrainedEncoder(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), learn="1.*")
+    assert [parameter.requires_grad for parameter in encoder.parameters()] == [False, False, True, True]
+
+
+def test_weights_of_three_colours_are_summed_for_one_channel(tmp_path: Path) -> None:
+    colours, grey = (nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Conv2d(4, 2, 3)) for channels in (3, 1))
+    torch.save(colours.state_dict(), tmp_path / "colours.pt")
+    load_weights(grey, str(tmp_path / "colours.pt"))
+    image = torch.rand(1, 1, 8, 8)
+    torch.testing.assert_close(grey(image), colours(image.expand(-1, 3, -1, -1)))

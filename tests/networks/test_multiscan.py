@@ -345,3 +345,13 @@ def test_a_network_with_chunks_is_scripted_to_one_without() -> None:
     net = MultiScanNet(Plain(), MeanPool(SIZE), chunk_size=2).eval()
     inputs = batch()
     assert_close(torch.jit.script(net)(*inputs), net(*inputs))
+
+
+@pytest.mark.parametrize("values", [[14.62] * 7, [0.0] * 7, [14.62, 14.620001] * 3, [torch.nan] * 7, [5.0, torch.nan]])
+def test_a_covariate_that_is_the_same_for_all_changes_nothing_in_a_new_patient(values: list[float]) -> None:
+    covariates = Covariates(2)
+    varying = torch.arange(len(values), dtype=torch.float32)
+    covariates.fit(torch.stack([torch.tensor(values), varying], dim=1))
+    known = covariates(torch.tensor([[15.0, 1.0], [-1e6, 1.0], [torch.nan, 1.0]]))
+    assert known[:, 0].abs().max() < 1e-6 and known.isfinite().all()
+    assert_close(known[:, 1], ((1 - varying.mean()) / varying.std(unbiased=False)).expand(3))

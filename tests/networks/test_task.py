@@ -113,3 +113,11 @@ def test_a_loss_of_another_task_is_refused_by_its_name(loss: nn.Module, task: st
 def test_horizons_are_increasing_days_above_zero(horizons: list[float]) -> None:
     with pytest.raises(ValueError, match="horizons: expected increasing days above 0"):
         TimeToEvent(losses.CoxLoss(), horizons=horizons)
+
+
+def test_one_horizon_is_a_list_of_one() -> None:
+    loss = losses.CoxLoss()
+    assert TimeToEvent(loss, horizons=365) == TimeToEvent(loss, horizons=[365])  # type: ignore[arg-type]
+    for wrong in ("365", ["365"]):
+        with pytest.raises(ValueError, match=r"^horizons: expected days as numbers, got "):
+            TimeToEvent(loss, horizons=wrong)  # type: ignore[arg-type]

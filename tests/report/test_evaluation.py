@@ -270,3 +270,14 @@ def test_reports_can_be_written_side_by_side_in_threads(folder):
 
     with ThreadPoolExecutor(4) as pool:
         assert all(len(Page(text).images) == 4 for text in pool.map(write, range(4)))
+
+
+def test_one_patient_has_a_page_that_says_why_there_are_no_metrics(tmp_path: Path) -> None:
+    cells = {"patient": ["a", "b"], "fold": "0", "volume": [1.0, None], "volume_predicted": [2.0, 3.0], "unit": "mL"}
+    table = PredictionsTable(pd.DataFrame(cells | {"scans": 1, "days": "0", "weights": "1"}))
+    table.write(tmp_path / "predictions.csv")
+    evaluation.write_evaluation(str(tmp_path), ["volume"], training_mean=[120.0])
+    stored = json.loads((tmp_path / "metrics.json").read_text())
+    assert stored == {"volume": {"unit": "mL", "patients": 1, "left_out": 1}}
+    page = (tmp_path / "report.html").read_text()
+    assert "expected at least 2 patients with a measured value, got 1 of volume" in page

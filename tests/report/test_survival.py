@@ -114,3 +114,28 @@ def test_patients_without_events_or_times_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="patients with a measured time"):
         unmeasured = PredictionsTable(predictions().assign(days_left=np.nan))
         summarise_risk(unmeasured, Baseline((1.0,), (0.1,), 1, 0), horizons=[9])
+
+
+def test_patients_without_an_event_have_predictions_and_an_empty_concordance(tmp_path: Path) -> None:
+    reported(tmp_path, predictions(40))
+    table = predictions(40).assign(event=0)
+    table.to_csv(tmp_path / "predictions.csv", index=False)
+    report_on(str(tmp_path), str(tmp_path / "models/survival.json"), target=TARGET, horizons=HORIZONS)
+    found = json.loads((tmp_path / "metrics.json").read_text())["days_left"]
+    assert found["events"] == 0 and found["harrell"]["value"] is None
+    assert "no two can be compared" in (tmp_path / "report.html").read_text()
+
+
+def test_horizons_beyond_the_follow_up_are_empty_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictions(80).to_csv(tmp_path / "predictions.csv", index=False)
+    curves = str(tmp_path / "survival.json")
+    fit_curves(str(tmp_path), curves, target=TARGET, horizons=[300, 9000])
+    table = PredictionsTable.read(tmp_path / "predictions.csv")
+    assert np.isfinite(table.risks[:, 0]).all() and np.isnan(table.risks[:, 1]).all()
+    assert "got 9000: probabilities by then are left empty" in caplog.text
+    found = json.loads((tmp_path / "metrics.json").read_text())["days_left"]
+    assert "brier_300" in found and "brier_9000" not in found
+    with pytest.raises(ValueError, match=r"got 8000, 9000: is the time in days\?"):
+        report_on(str(tmp_path), curves, target=TARGET, horizons=[8000, 9000])

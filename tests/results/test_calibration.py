@@ -80,7 +80,8 @@ def test_chances_are_calibrated_on_new_patients_however_wide_the_risks_are(sprea
         log_risk, label, _ = weibull_cohort(400, 2 * seed)
         baseline = fit_baseline(spread * log_risk, label)
         new, new_label, _ = weibull_cohort(300, 2 * seed + 1)
-        own = np.diag(baseline.survival(spread * new, new_label[:, 0]))
+        assert baseline.last_day is not None
+        own = np.diag(baseline.survival(spread * new, np.minimum(new_label[:, 0], baseline.last_day)))
         p_values.append(d_calibration(own, new_label))
     assert np.mean(np.array(p_values) < 0.05) <= 0.15
 
@@ -245,3 +246,12 @@ def test_too_few_patients_and_wrong_values_are_refused() -> None:
         fit_lower_bound(np.ones(3), np.array([[1.0, 1], [2, 0], [3, 1]]), horizon=99)
     with pytest.raises(ValueError, match="predictions that differ"):
         fit_recalibration(np.ones(3), np.arange(3.0))
+
+
+def test_beyond_the_follow_up_nothing_is_known() -> None:
+    curve = fit_baseline(np.array([1.0, 0.0, 0.5]), np.array([[10.0, 1], [20, 1], [30, 0]]))
+    assert curve.last_day == 30
+    known = curve.survival(np.array([0.0]), np.array([20.0, 30.0, 30.1, 365.0]))[0]
+    assert known[0] == known[1] > 0 and np.isnan(known[2:]).all()
+    before = Baseline(curve.days, curve.hazard, curve.slope, curve.centre)
+    assert before.survival(np.array([0.0]), np.array([365.0]))[0, 0] == known[1]  # a file of an earlier version

@@ -141,10 +141,24 @@ def test_an_error_of_ours_is_printed_in_one_line(
     assert shown(error, monkeypatch, capsys).strip() == "error: expected a table, found no file nowhere.csv"
 
 
-def test_a_foreign_error_is_printed_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("expression", "kind"), [("$1 / 0", "ZeroDivisionError"), ("$int('x')", "ValueError"), ("$[1][2]", "IndexError")]
+)
+def test_a_foreign_error_in_a_config_is_its_cause_in_one_line(
+    expression: str, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("MVREG_TRACEBACK", raising=False)
-    text = shown(failing("$1 / 0"), monkeypatch, capsys)
-    assert "Traceback" in text and "ZeroDivisionError" in text
+    text = shown(failing(expression), monkeypatch, capsys)
+    assert "Traceback" not in text and text.strip().count("\n") == 0
+    assert f"({kind} in " in text and expression in text and "; MVREG_TRACEBACK=1 shows all of it)" in text
+
+
+def test_an_error_outside_a_config_is_printed_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MVREG_TRACEBACK", raising=False)
+    text = shown(ZeroDivisionError("division by zero"), monkeypatch, capsys)
+    assert "ZeroDivisionError" in text and "error: " not in text
 
 
 def test_everything_is_printed_whole_on_request(
@@ -163,13 +177,12 @@ def test_a_hook_that_is_in_use_is_left_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert sys.excepthook is other
 
 
-@pytest.mark.parametrize(
-    ("expression", "kept"), [("$table.read_cohort('x', table.Columns(), images='.')", False), ("$1 / 0", True)]
-)
-def test_a_log_shows_the_traceback_of_foreign_errors_alone(expression: str, kept: bool) -> None:
+@pytest.mark.parametrize("expression", ["$table.read_cohort('x', table.Columns(), images='.')", "$1 / 0"])
+def test_a_log_shows_no_traceback(expression: str) -> None:
     error = failing(expression)
     record = logging.LogRecord("x", logging.ERROR, "x", 1, "x", (), (type(error), error, error.__traceback__))
-    assert workflow._no_traceback(record) is kept
+    assert not workflow._no_traceback(record)
+    assert workflow._no_traceback(logging.LogRecord("x", logging.INFO, "x", 1, "x", (), None))
 
 
 # ---- What a prediction needs later -----------------------------------------------------------------------------------

@@ -52,11 +52,13 @@ def in_block_10(values: dict[int, Any]) -> None:
     """
     if _ANNOUNCED.isdisjoint(values):
         return
-    for group, creator in _CREATORS.items():
-        announced = {tag & 0xFF: values[tag] for tag in values if tag >> 16 == group and tag in _ANNOUNCED}
-        if not announced:
+    groups: dict[int, dict[int, Any]] = {}
+    for tag in [tag for tag in values if tag in _ANNOUNCED]:
+        groups.setdefault(tag >> 16, {})[tag & 0xFF] = values[tag]
+    for group, announced in groups.items():
+        own = sorted(block for block, name in announced.items() if _is(name, _CREATORS[group]))
+        if own == [0x10] == list(announced):
             continue
-        own = [block for block, name in announced.items() if _is(name, creator)]
         found = {tag: values.pop(tag) for tag in list(values) if tag >> 16 == group}
         for block in own[::-1]:  # the first of several counts
             values[group << 16 | 0x10] = announced[block]

@@ -46,8 +46,9 @@ class Scan:
     SeriesInstanceUID, ``volume`` names the volume if the series has several; both are empty for other formats.
     ``modality`` and ``body_part`` are those of DICOM. ``date`` is a ``date``, or a ``datetime`` if the time of day is
     known, read from the DICOM attribute ``date_from``. ``shape`` and ``spacing`` (mm) follow the axes of the array:
-    columns, rows[, slices]; ``frames`` counts what ``frames_are`` names; ``colour`` is true for RGB. ``transfer_syntax`` is the UID
-    of the pixel encoding. ``patient`` is the DICOM PatientID, which ``repr`` hides; ``content`` is what reading needs.
+    columns, rows[, slices]; ``frames`` counts what ``frames_are`` names; ``colour`` is true for RGB.
+    ``transfer_syntax`` is the UID of the pixel encoding. ``patient`` is the DICOM PatientID, which ``repr`` hides;
+    ``content`` is what reading needs.
 
     Example:
         >>> scans, _ = find_scans("patient")

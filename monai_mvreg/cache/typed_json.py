@@ -12,16 +12,35 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
-
 from monai_mvreg.cache.atomic import atomic_write_text
 
 Record = TypeVar("Record")
 
-strict = with_config(
-    ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, json_schema_serialization_defaults_required=True)
-)
-"""Decorator of a dataclass: no entry is guessed from one of another type, and none is passed over."""
+# Pydantic is imported where a record is read: what trains needs no more of this module than to write.
+_STRICT = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+_STRICT |= {"json_schema_serialization_defaults_required": True}
+
+
+def strict(kind: type[Record]) -> type[Record]:
+    """Mark a dataclass: no entry is guessed from one of another type, and none is passed over."""
+    kind.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
+    return kind
+
+
+class Limits:
+    """What a value of a field keeps to, in ``Annotated[float, Limits(ge=0)]``; pydantic checks it.
+
+    Args:
+        limits: ``ge``, ``gt``, ``le``, ``lt`` of numbers, ``min_length`` of texts and lists, ``pattern`` of texts.
+    """
+
+    def __init__(self, **limits: float | str) -> None:
+        self.limits = limits
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
+        """Add the limits to the schema of the type."""
+        return {**handler(source), **self.limits}
+
 
 _EXPECTED = {
     "missing": "a value",
@@ -73,6 +92,8 @@ def checked(kind: type[Record], content: Any) -> Record:
         Traceback (most recent call last):
         monai_mvreg.cache.typed_json.RecordError: high: expected a number, got '2'
     """
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(kind).validate_json(json.dumps(content, default=str))
     except ValidationError as error:
@@ -112,6 +133,8 @@ def write_json(record: Any, path: str | Path) -> None:
 
 def json_schema(kind: type[Any]) -> dict[str, Any]:
     """Give the JSON schema (draft 2020-12) of what :func:`write_json` writes of a dataclass."""
+    from pydantic import TypeAdapter
+
     schema = TypeAdapter(kind).json_schema(mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 

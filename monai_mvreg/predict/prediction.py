@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import Field
 
-from monai_mvreg.cache.typed_json import RecordError, checked, json_schema, strict
+from monai_mvreg.cache.typed_json import Limits, RecordError, checked, json_schema, strict
 from monai_mvreg.results.units import readable_unit
 
 FORMAT: Literal["monai-mvreg predictions 1"] = "monai-mvreg predictions 1"
 PURPOSE = "Research use only. Not a medical device: this may not guide the care of a patient."
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-Day = Annotated[float, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0, le=1.000001)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Reason = Annotated[str, Field(min_length=1)]
+Probability = Annotated[float, Limits(ge=0, le=1)]
+Day = Annotated[float, Limits(ge=0)]
+Weight = Annotated[float, Limits(ge=0, le=1.000001)]
+Sha256 = Annotated[str, Limits(pattern="^[0-9a-f]{64}$")]
+Reason = Annotated[str, Limits(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class PredictedNumber:
     value: float
     low: float | None = None
     high: float | None = None
-    confidence: Annotated[float, Field(gt=0, lt=1)] | None = None
+    confidence: Annotated[float, Limits(gt=0, lt=1)] | None = None
     spread: float | None = None
 
 
@@ -94,7 +93,7 @@ class PredictionWarning:
 
     check: str
     message: str
-    scan: Annotated[int, Field(ge=0)] | None = None
+    scan: Annotated[int, Limits(ge=0)] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class ModelIdentity:
     name: str
     version: str
     software: str
-    weights: Annotated[tuple[Sha256, ...], Field(min_length=1)]
+    weights: Annotated[tuple[Sha256, ...], Limits(min_length=1)]
     preprocessing: Sha256
 
 
@@ -128,9 +127,9 @@ class Prediction:
     """
 
     patient: str
-    numbers: Annotated[tuple[PredictedNumber, ...], Field(min_length=1)]
+    numbers: Annotated[tuple[PredictedNumber, ...], Limits(min_length=1)]
     survival: SurvivalCurve | None
-    scans: Annotated[tuple[UsedScan, ...], Field(min_length=1)]
+    scans: Annotated[tuple[UsedScan, ...], Limits(min_length=1)]
     newest_visit: tuple[float, ...] | None
     left_out: tuple[UnusedScan, ...]
     warnings: tuple[PredictionWarning, ...]

@@ -134,6 +134,12 @@ def spread(radiographs: Plan) -> Plan:
 
 
 @pytest.fixture(scope="session")
+def reads_models() -> None:
+    """What reads the files of a model needs pydantic, which a bare machine may lack."""
+    pytest.importorskip("pydantic", reason="the files of a model are read with pydantic, which is not installed")
+
+
+@pytest.fixture(scope="session")
 def trained(run: Run, volumes: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo trained on the CPU in float32."""
     return run(volumes, tmp_path_factory.mktemp("trained"))

@@ -26,6 +26,7 @@ def source(volumes: Plan) -> Path:
     return next(folder for folder in folders if len(list(folder.iterdir())) == 2)
 
 
+@pytest.mark.usefixtures("reads_models")
 def test_mvreg_predict_gives_the_numbers_of_a_cpu(
     volumes: Plan,
     source: Path,
@@ -59,6 +60,7 @@ def expect_equal(found: Any, wanted: Any) -> None:
         assert found == wanted
 
 
+@pytest.mark.usefixtures("reads_models")
 @pytest.mark.parametrize("method", ["gradcam", "occlusion"])
 def test_mvreg_explain_writes_the_maps_of_a_cpu(
     volumes: Plan, source: Path, trained: Path, device: torch.device, on_device: Any, tmp_path: Path, method: str
@@ -76,6 +78,7 @@ def test_mvreg_explain_writes_the_maps_of_a_cpu(
         assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
 
+@pytest.mark.usefixtures("reads_models")
 def test_the_predictor_of_the_label_server_gives_the_numbers_of_a_cpu_from_what_a_gpu_kept(
     volumes: Plan, source: Path, trained: Path, device: torch.device, on_device: Any, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def test_a_head_is_trained_from_embeddings_that_a_gpu_made(
     expect_equal(outs[1], outs[0])
 
 
+@pytest.mark.usefixtures("reads_models")
 def test_evaluation_and_inference_give_the_predictions_of_a_cpu(
     run: Any, volumes: Plan, trained: Path, device: torch.device, tmp_path: Path
 ) -> None:

@@ -916,7 +916,7 @@ def test_a_component_that_does_not_exist_is_named(explain: Callable[..., str]) -
 def test_no_variation_of_the_target_is_named(study: Study, explain: Callable[..., str], tmp_path: Path) -> None:
     table = changed(study, tmp_path, lambda rows: [row.update(target="5") for row in rows] and None)
     assert explain(cohort_file=table) == (
-        "expected targets that differ between the 20 training patients, got one value"
+        "expected values of 'target' that differ between the 20 training patients, got 5 for all"
     )
 
 

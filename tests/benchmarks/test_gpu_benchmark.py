@@ -155,9 +155,7 @@ def test_a_page_without_the_markers_is_left_as_it_is(tmp_path: Path, monkeypatch
 
 
 def test_it_imports_where_only_the_packages_of_a_gpu_machine_are() -> None:
-    missing = (
-        "scipy sklearn sksurv highdicom itk einops pylibjpeg gdcm openjpeg dicom2nifti hypothesis pydantic"
-    )
+    missing = "scipy sklearn sksurv highdicom itk einops pylibjpeg gdcm openjpeg dicom2nifti hypothesis pydantic"
     code = f"import sys; sys.modules.update(dict.fromkeys({missing.split()!r})); import gpu; gpu.rows_of(True)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=SCRIPT.parent, env=CPU, capture_output=True, text=True, check=False

@@ -27,7 +27,7 @@ import yaml
 from monai_mvreg.cache.atomic import atomic_write
 from monai_mvreg.predict.prediction import PURPOSE
 from monai_mvreg.trained.model_files import check_files, read_whole
-from monai_mvreg.trained.model_settings import read_settings
+from monai_mvreg.trained.model_settings import parse_settings, read_settings
 from monai_mvreg.trained.trained_model import model_folders, read_residuals, read_trained
 from monai_mvreg.trained.weights import read_weights, weights_hash
 
@@ -275,17 +275,17 @@ def _compare(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
 def _facts(sha256: str, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> PackFacts:
     metadata = json.loads(files["configs/metadata.json"])
     of_models = sorted(name for name in files if name.endswith("settings.json"))
-    settings = json.loads(files[of_models[0]]) if of_models else {}
     places = [name.removesuffix("settings.json") + "model.safetensors" for name in of_models]
     if not places or sorted(places) != sorted(name for name in files if name.endswith(".safetensors")):
         raise _PackError("models without settings, or settings without a model")
+    settings = parse_settings(files[of_models[0]], where=of_models[0])
     found = {name: tuple(_code(name, files[name])) for name in sorted(files) if _CODE.fullmatch(name)}
     return PackFacts(
         sha256=sha256,
         name=str(metadata["name"]),
         version=str(metadata["version"]),
-        target=tuple(map(str, settings["target"])),
-        unit=str(settings["unit"]),
+        target=settings.target,
+        unit=settings.unit,
         weights=tuple(weights_hash(safetensors.torch.load(files[place])) for place in places),
         versions={str(name): str(release) for name, release in manifest["versions"].items()},
         files={name: len(content) for name, content in sorted(files.items())},

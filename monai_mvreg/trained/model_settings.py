@@ -143,26 +143,39 @@ def read_settings(path: Path) -> ModelSettings:
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected the settings of a trained model in {path}, found no such file: train first")
+    return parse_settings(path.read_bytes(), where=str(path))
+
+
+def parse_settings(text: bytes, *, where: str) -> ModelSettings:
+    """Read the content of ``settings.json``.
+
+    Args:
+        text: the content, in UTF-8.
+        where: the file or the member of a pack, for errors.
+
+    Raises:
+        ValueError: as :func:`read_settings`.
+    """
     try:
-        content = with_current_names(json.loads(path.read_text(encoding="utf-8")))
+        content = with_current_names(json.loads(text.decode("utf-8")))
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ValueError(f"{path}: expected JSON, got something else") from None
+        raise ValueError(f"{where}: expected JSON, got something else") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected the settings of a trained model, got a {type(content).__name__}")
+        raise ValueError(f"{where}: expected the settings of a trained model, got a {type(content).__name__}")
     written = content.get("format", 1)
     if written not in (1, FORMAT):
-        raise ValueError(f"{path}: expected settings of format 1 or {FORMAT}, got {written!r}: update monai_mvreg")
+        raise ValueError(f"{where}: expected settings of format 1 or {FORMAT}, got {written!r}: update monai_mvreg")
     needed = [*_PARTS, "columns#views", "columns#covariates", "target", "unit", "dated", "loss", "own"]
     if missing := [name for name in needed if name not in content and not (name == "loss" and "task" in content)]:
         raise ValueError(
-            f"{path}: expected the settings of a training by version 0.1 or later, found no {missing[0]}: train again"
+            f"{where}: expected the settings of a training by version 0.1 or later, found no {missing[0]}: train again"
         )
     own = content["own"]
     if not (isinstance(own, dict) and isinstance(own.get("imports"), list)):
-        raise ValueError(f"{path}: expected own to hold entries and their imports, got {_shown(own)}")
+        raise ValueError(f"{where}: expected own to hold entries and their imports, got {_shown(own)}")
     target = content["target"]
     if not (isinstance(target, list) and all(isinstance(name, str) for name in target)):
-        raise ValueError(f"{path}: expected target as a list of names, got {_shown(target)}")
+        raise ValueError(f"{where}: expected target as a list of names, got {_shown(target)}")
     if "task" not in content:
         content["task"] = _task_of_0_1(content["loss"])
     return ModelSettings(

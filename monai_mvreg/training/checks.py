@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_mvreg.cohort.table import Columns
 from monai_mvreg.metrics.survival import concordance
@@ -178,6 +178,26 @@ def _teaches(task: Task, label: np.ndarray[Any, Any], batches: Iterable[list[tup
             if gradient is not None and bool((gradient != 0).any()):
                 return True
     return False
+
+
+def expect_bfloat16(encoder: nn.Module, device: torch.device) -> None:
+    """Refuse ``bfloat16`` where its gradients are wrong: on a CPU with three-dimensional convolutions.
+
+    Of an input of two voxels along each axis, the gradient that torch 2.14 computes there for the weights of a
+    convolution is read in part from memory that nobody wrote: other numbers in every step, and NaN now and then.
+
+    Args:
+        encoder: any network.
+        device: where it is trained.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if device.type == "cpu" and any(isinstance(module, nn.Conv3d) for module in encoder.modules()):
+        raise ValueError(
+            "bfloat16: expected a GPU or a 2D encoder, got 3D convolutions on a CPU, whose gradients torch computes "
+            "wrongly in bfloat16: set bfloat16 False"
+        )
 
 
 class FiniteTraining:

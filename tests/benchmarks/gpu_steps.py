@@ -138,8 +138,6 @@ class Ours:
             lay_out(self.network, parser.get_parsed_content("memory_format"))
             if mode.compiled:
                 compile_encoder(self.network.encoder)
-            # Random numbers in bfloat16 may end in NaN: here only the time of a step counts.
-            parser.get_parsed_content("finite")._check = lambda _: None
             self.trainer = parser.get_parsed_content("train#trainer")
         self.loss = parser.get_parsed_content("loss")
         self.rates = [parser.get_parsed_content(f"{name}learning_rate") for name in ("encoder_", "")]
@@ -337,7 +335,9 @@ def step_rows(full: bool, *, usual_layout: bool) -> list[Row]:
         for precision in (BFLOAT16, AMP, FLOAT32):
             mode = Mode(precision, channels_last)
             measure = partial(step, case=case, mode=mode)
-            rows.append(Row("steps", f"{case.name}: {mode}", needs, measure, cuda=precision == AMP))
+            # The bundle refuses bfloat16 of volumes on a CPU: checks.expect_bfloat16 says why.
+            cuda = precision == AMP or (precision == BFLOAT16 and len(case.spatial) == 3)
+            rows.append(Row("steps", f"{case.name}: {mode}", needs, measure, cuda=cuda))
     return rows
 
 

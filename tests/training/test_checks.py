@@ -21,6 +21,7 @@ from monai_mvreg.training.checks import (
     FiniteTraining,
     better_metric,
     chosen_first,
+    expect_bfloat16,
     expect_patients,
     stopping_score,
 )
@@ -212,3 +213,20 @@ def test_batches_from_which_a_loss_cannot_learn_are_refused(
 def test_targets_that_single_precision_resolves_are_taken(offset: float) -> None:
     items = number_items(*(offset + value for value in (20, 50, 80)))
     expect_patients(Number(nn.L1Loss()), items, items, columns=NUMBER)
+
+
+@pytest.mark.parametrize(
+    ("layer", "device", "refused"),
+    [
+        (nn.Conv3d(1, 2, 3), "cpu", True),
+        (nn.Sequential(nn.Flatten(), nn.ModuleList([nn.Conv3d(1, 2, 1)])), "cpu", True),
+        (nn.Conv3d(1, 2, 3), "cuda", False),
+        (nn.Conv2d(1, 2, 3), "cpu", False),
+    ],
+)
+def test_bfloat16_of_volumes_on_a_cpu_is_refused(layer: nn.Module, device: str, refused: bool) -> None:
+    if not refused:
+        expect_bfloat16(layer, torch.device(device))
+        return
+    with pytest.raises(ValueError, match=r"^bfloat16: expected a GPU or a 2D encoder, got 3D convolutions on a CPU"):
+        expect_bfloat16(layer, torch.device(device))

@@ -45,7 +45,7 @@ def copy_bundle(folder: Path) -> None:
         FileExistsError: if it is not empty, or a file.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"expected a new or an empty folder, got {folder}: name another one")
+        raise FileExistsError(f"expected a new or an empty folder, got {folder}: choose a different name")
     bundle = find_bundle()
     for part in _PARTS:
         for file in [bundle / part] if (bundle / part).is_file() else sorted((bundle / part).glob("*.*")):

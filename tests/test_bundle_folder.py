@@ -82,6 +82,8 @@ def test_a_copy_can_be_edited_even_if_the_installed_files_are_read_only(wheel: P
 def test_a_copy_never_mixes_with_other_files(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for place in (tmp_path, tmp_path / "thesis.txt"):
-        with pytest.raises(FileExistsError, match=r"expected a new or an empty folder, got .*: name another one"):
+        with pytest.raises(
+            FileExistsError, match=r"expected a new or an empty folder, got .*: choose a different name"
+        ):
             copy_bundle(place)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -104,7 +104,7 @@ def test_two_launchers_find_each_other_and_train_one_model(tmp_path: Path) -> No
     assert codes == [0, 0], "\n".join(log.read_text()[-2000:] for log in logs)
     # Eight validation patients, four at each launcher, written once.
     assert len(pd.read_csv(tmp_path / "results/predictions.csv")) == 8
-    # One told of the epochs and reported.
+    # One process logged the epochs and reported.
     assert sum("epoch 2 of 2: loss" in log.read_text() for log in logs) == 1
     assert sum("report:" in log.read_text() for log in logs) == 1
     assert len(torch.load(tmp_path / "models/model.pt", weights_only=True)["scaling.mean"]) == 1

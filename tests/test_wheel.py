@@ -43,7 +43,7 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Installed:
-    """A wheel in an environment of its own, and how to run what it brings."""
+    """A wheel in a separate environment, and how to run what it brings."""
 
     environment: Path
 

@@ -42,7 +42,7 @@ def atomic_write(path: Path, *, ending: str = ".part", durable: bool = True) -> 
             with unfinished.open("r+b") as file:
                 os.fsync(file.fileno())
         unfinished.replace(path)
-    except (OSError, RuntimeError) as error:  # torch has no type of its own for it
+    except (OSError, RuntimeError) as error:  # torch raises no OSError
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         if full or shutil.disk_usage(path.parent).free < _FULL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent)) from error

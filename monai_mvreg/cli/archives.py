@@ -41,14 +41,7 @@ def _extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in (
-            "highdicom",
-            "pynetdicom",
-            "dicomweb_client",
-            "prometheus_client",
-            "requests",
-            "filelock",
-        ):
+        if error.name not in _PACKAGES:
             raise
         raise ValueError(f'archives need {error.name}: pip install "monai-mvreg[pacs]"') from None
 

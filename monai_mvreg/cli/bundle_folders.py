@@ -15,12 +15,12 @@ _HERE = Path("bundle")
 
 def add_folder_verbs(verbs: Any) -> None:
     """Add them to the parser of the command line."""
-    told = (
+    description = (
         "Print the folder of the installed bundle. Only read it: models and results go to --bundle_root, by default to "
         'the current folder. Example: python -m monai.bundle run --config_file "$(mvreg bundle)/configs/train.yaml" '
         "--bundle_root STUDY --dataset_dir DATA"
     )
-    bundle = verbs.add_parser("bundle", help="print the folder of the installed bundle", description=told)
+    bundle = verbs.add_parser("bundle", help="print the folder of the installed bundle", description=description)
     bundle.set_defaults(verb=_bundle)
 
     init = verbs.add_parser("init", help="write a copy of the bundle to edit, with a file for your own settings")
@@ -30,14 +30,14 @@ def add_folder_verbs(verbs: Any) -> None:
 
 def add_bundle_option(verb: argparse.ArgumentParser) -> None:
     """Add the option of every verb that trains."""
-    told = "default: the folder bundle; where there is none, the bundle of the package"
-    verb.add_argument("--bundle", type=Path, metavar="FOLDER", help=told)
+    default = "default: the folder bundle; where there is none, the bundle of the package"
+    verb.add_argument("--bundle", type=Path, metavar="FOLDER", help=default)
 
 
 def add_trained_options(verb: argparse.ArgumentParser) -> None:
     """Add the options of every verb that needs a trained model."""
-    told = "default: the folder bundle; where there is none and --models is given, the bundle of the package"
-    verb.add_argument("--bundle", type=Path, metavar="FOLDER", help=told)
+    default = "default: the folder bundle; where there is none and --models is given, the bundle of the package"
+    verb.add_argument("--bundle", type=Path, metavar="FOLDER", help=default)
     verb.add_argument("--models", type=Path, metavar="FOLDER", help="of a training or a cross-validation")
 
 

@@ -128,7 +128,7 @@ def _scan(options: argparse.Namespace) -> None:
         print(f"{undated} scans have no date: fill in the column day, or train with --columns#day '$None'")
     several = Counter(scan.frames_are for scan in found.scans if scan.frames > 1)
     for kind, count in several.items():
-        advice = "mean, or the number of one" if kind == "time points" else "0, or the number of another one"
+        advice = "mean, or the number of one" if kind == "time points" else "0, or the number of a different one"
         print(f"{count} scans have several {kind}: train with --reader#frame {advice}")
     if colours := sum(scan.colour for scan in found.scans):
         print(f"{colours} scans are coloured: remove their rows, or train on colours alone with --reader#colour True")

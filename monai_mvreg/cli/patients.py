@@ -71,6 +71,7 @@ def add_model_options(verb: argparse.ArgumentParser, *, sources: str | None = No
     verb.add_argument("--kept", type=Path, metavar="FOLDER", help="keeps what was seen of each scan for the next visit")
     verb.add_argument("--covariate", action="append", default=[], metavar="NAME=VALUE", help="of the patient: age=63")
     verb.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    verb.set_defaults(each=False)
     table = verb.add_argument_group("where SOURCE is a table, one row per scan")
     table.add_argument("--dataset_dir", type=Path, metavar="FOLDER", help="where its paths start (default: its folder)")
     table.add_argument("--patient", default="patient", metavar="COLUMN")
@@ -139,7 +140,7 @@ def predicted_patients(
     from monai_mvreg.predict.selection import find_patient
 
     home = home_of(options)
-    if getattr(options, "each", False):
+    if options.each:
         return _each_patient(options, predictor)
     if not is_table(options):
         found = find_patient(options.source, predictor.trained, covariates=_covariates(options))

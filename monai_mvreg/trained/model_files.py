@@ -2,7 +2,7 @@
 
 A training writes its files in ``.training`` and, when all are there, renames it to ``.trained``: from that moment on
 the new model is the one that is read. Then its files replace those of the earlier model one by one, and ``.trained``
-is removed. So whoever reads finds either the earlier model or the new one complete, whenever a training is killed.
+is removed. So a reader finds either the earlier model or the new one complete, whenever a training is killed.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def test_init_prints_commands_whose_files_are_there(empty: Path, capsys: pytest.
 
 def test_init_refuses_a_folder_that_is_not_empty(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (empty / "notes.txt").touch()
-    assert mistake(capsys, "init", ".") == "error: expected a new or an empty folder, got .: name another one\n"
+    assert mistake(capsys, "init", ".") == "error: expected a new or an empty folder, got .: choose a different name\n"
     assert [path.name for path in empty.iterdir()] == ["notes.txt"]
 
 

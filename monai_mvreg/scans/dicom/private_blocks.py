@@ -1,7 +1,7 @@
 """Private elements in whatever block their creator reserved -> the same elements in block 10 (PS3.5 7.8.1).
 
 A private block is announced by its creator at (gggg,0010) to (gggg,00FF); which of these numbers it takes is free, and
-changes when software adds a block of its own.
+changes when software adds its own block.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ def in_order_of(places: list[list[Slice]]) -> tuple[list[list[Slice]], tuple[str
             )
         if what == ORDER[-1]:
             first = name_of_slice(places[0][0])
-            logger.warning("%s: %d images at each position are told apart by their numbers alone", first, count)
+            logger.warning("%s: %d images at each position are distinguished only by their numbers", first, count)
         ordered = [
             [s for _, s in sorted(zip(row, place, strict=True), key=lambda pair: pair[0])]
             for row, place in zip(keys, places, strict=True)

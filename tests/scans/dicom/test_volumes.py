@@ -226,7 +226,7 @@ def test_time_points_are_told_apart_by_the_first_attribute_that_does_so_everywhe
         data = read_scan(tmp_path)
     assert data.array.shape == (4, 3, 3, 2) and data.array[0, 0, 0].tolist() == [1, 0]
     assert data.facts["frames"][0] == label
-    assert ("by their numbers alone" in caplog.text) == (keyword == "InstanceNumber")
+    assert ("only by their numbers" in caplog.text) == (keyword == "InstanceNumber")
 
 
 def test_one_position_at_several_times_is_a_picture_that_moves(tmp_path: Path) -> None:
